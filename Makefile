@@ -1,0 +1,70 @@
+# What people type. Each target is a script in scripts/, which says what it does.
+#
+# PG_CONFIG=...       install, build: the server that you have (default: the pg_config in your PATH)
+# TEST_PG_CONFIG=...  demo, check, bench: a server to use instead of the private one; the extension goes into it
+# STAGE="..."         check: only these stages (lint policy regress isolation server)
+# FEATURES=...        check: cargo features on top, such as test-entries
+# ACCEPT=1            check-regress, check-isolation: take what comes out as what is expected
+# ROLE=...            psql: the role to connect as
+
+PG_CONFIG ?= pg_config
+ROLE ?= helpdesk_anna
+export PG TEST_PG_CONFIG STAGE FEATURES PROFILE ACCEPT DESTDIR
+
+SHELL = /bin/bash
+
+.PHONY: help setup demo psql check check-lint check-policy check-regress check-isolation check-server bench dev build \
+	install uninstall clean
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+demo: ## see it work: a throwaway server, an HR database and a story (sets up what is missing)
+	@scripts/demo.sh
+
+psql: ## the demo's database to yourself, as helpdesk_anna or ROLE=name; gone when you leave
+	@scripts/demo.sh --psql "$(ROLE)"
+
+check: ## every test there is, and the lints; the last line counts them
+	@scripts/check.sh
+
+check-lint: ## rustfmt, clippy, documentation
+	@STAGE=lint scripts/check.sh
+
+check-policy: ## the pure core's tests, without a server
+	@STAGE=policy scripts/check.sh
+
+check-regress: ## golden files: tests/pg_regress
+	@STAGE=regress scripts/check.sh
+
+check-isolation: ## two sessions at once: tests/isolation
+	@STAGE=isolation scripts/check.sh
+
+check-server: ## tests that start, stop and kill servers: tests/server
+	@STAGE=server scripts/check.sh
+
+bench: ## what it costs
+	@scripts/setup.sh
+	@bench/run.sh
+
+setup: ## what is needed to build, and a private Postgres in .tools
+	@scripts/setup.sh
+
+dev: ## build without optimisation and install into the private Postgres
+	@scripts/setup.sh
+	@. scripts/lib.sh && scripts/install.sh --dev --features "$(FEATURES)" --pg-config "$$(test_pg_config)"
+
+build: ## build for PG_CONFIG=/path/to/pg_config, in release mode
+	@scripts/setup.sh build-tools
+	@scripts/install.sh --build-only --pg-config "$(PG_CONFIG)"
+
+install: ## build and install into the server of PG_CONFIG=/path/to/pg_config
+	@scripts/setup.sh build-tools
+	@scripts/install.sh --pg-config "$(PG_CONFIG)"
+
+uninstall: ## take the files out of that server again
+	@scripts/install.sh --uninstall --pg-config "$(PG_CONFIG)"
+
+clean: ## remove what was built and fetched
+	cargo clean
+	rm -rf .tools/* .tools

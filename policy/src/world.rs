@@ -1,0 +1,25 @@
+//! What the policy needs to be told.
+
+use crate::right::Right;
+use crate::role::{Attributes, Membership, ParameterPrivilege, RoleId};
+
+/// Roles and rights as they are at the moment of judging.
+///
+/// It is asked about the roles that are reached, never about all of the cluster, so an implementation can read lazily.
+/// It may cache, as long as all the answers that go into one verdict are of one moment.
+pub trait World {
+    /// The direct memberships of `member`, in any order.
+    fn memberships(&self, member: RoleId) -> Vec<Membership>;
+
+    /// What `role` itself has.
+    fn attributes(&self, role: RoleId) -> Attributes;
+
+    /// Every grant on a parameter in the cluster; they are few.
+    fn parameter_privileges(&self) -> Vec<ParameterPrivilege>;
+
+    /// The rights granted to `grantee` itself, in this database.
+    fn rights(&self, grantee: RoleId) -> Vec<Right>;
+
+    /// The role's name, not quoted.
+    fn name(&self, role: RoleId) -> String;
+}

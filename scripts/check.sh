@@ -1,0 +1,252 @@
+#!/usr/bin/env bash
+# check.sh: every test and lint, fast ones first. The last line is "N passed, N failed", and no other line is like it.
+#
+# STAGE="lint policy regress isolation server"  only these
+# FEATURES=test-entries                         cargo features on top, in the library that is tested
+# PROFILE=release                               the library as it is released; otherwise without optimisation
+# ACCEPT=1                                      golden files: what comes out becomes what is expected
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+cd "$root"
+
+STAGE=${STAGE:-lint policy regress isolation server}
+FEATURES=${FEATURES:-}
+# What hangs is stopped: one golden file or isolation spec, and the whole of the server tests.
+FILE_LIMIT=120
+SERVER_LIMIT=1800
+
+passed=0
+failed=0
+failures=()
+
+# --------------------------------------------------------------------------------------------------------- reporting ---
+
+# begin STAGE WORDS
+begin() {
+    stage=$1
+    stage_start=$(clock)
+    stage_ok=0
+    stage_bad=0
+    stage_note=
+    say "$stage: $2"
+}
+
+ok() { stage_ok=$((stage_ok + ${1:-1})); }
+
+# show FILE: what a runner said, without the progress of a good build. Indented, so that no line of it passes for ours.
+show() {
+    local lines=400
+    sed -E '/^ +(Compiling|Checking|Downloading|Downloaded|Documenting|Running|Finished|Updating|Locking) /d' "$1" |
+        awk -v lines=$lines 'NR <= lines { print "    | " $0 } END { if (NR > lines) print "    | ... " NR - lines " more lines" }'
+}
+
+# bad NAME [COUNT [FILE]]
+bad() {
+    stage_bad=$((stage_bad + ${2:-1}))
+    failures+=("$stage: $1")
+    say "  not ok: $1"
+    if [ -n "${3:-}" ]; then
+        show "$3"
+    fi
+}
+
+finish() {
+    if [ $((stage_ok + stage_bad)) -eq 0 ]; then
+        bad "not a single test was run"
+    fi
+    say "  $stage_ok ok, $stage_bad not ok$stage_note, $(since "$stage_start")"
+    passed=$((passed + stage_ok))
+    failed=$((failed + stage_bad))
+}
+
+# one NAME COMMAND...: a check that is good or bad as a whole.
+one() {
+    local name=$1 start
+    shift
+    start=$(clock)
+    if "$@" >"$logs/log" 2>&1; then
+        ok
+        say "  $name, $(since "$start")"
+    else
+        bad "$name" 1 "$logs/log"
+    fi
+}
+
+# cargo_tests SECONDS ARGUMENTS...: cargo's own counts, summed up over its programs.
+cargo_tests() {
+    local limit=$1 log=$logs/$stage.log status=0 good bad ignored
+    shift
+    timeout --foreground --kill-after=10 "$limit" cargo test --no-fail-fast "$@" >"$log" 2>&1 || status=$?
+    read -r good bad ignored < <(sed -nE \
+        's/^test result: .* ([0-9]+) passed; ([0-9]+) failed; ([0-9]+) ignored;.*/\1 \2 \3/p' "$log" |
+        awk '{ good += $1; bad += $2; ignored += $3 } END { print good + 0, bad + 0, ignored + 0 }')
+    ok "$good"
+    [ "$ignored" -eq 0 ] || stage_note=", $ignored left out"
+    if [ "$bad" -gt 0 ]; then
+        stage_bad=$((stage_bad + bad))
+        mapfile -t -O ${#failures[@]} failures < <(sed -nE "s/^test (.*) \.\.\. FAILED$/$stage: \1/p" "$log")
+        show "$log"
+    elif [ "$status" -eq 124 ]; then
+        bad "nothing came for $limit seconds" 1 "$log"
+    elif [ "$status" -ne 0 ]; then
+        bad "cargo test" 1 "$log"
+    fi
+}
+
+# ------------------------------------------------------------------------------------------------------------ stages ---
+
+stage_lint() {
+    local features=(--no-default-features --features "impersonate/pg$major")
+    begin lint "rustfmt, clippy and the documentation, warnings as errors"
+    one "cargo fmt" cargo fmt --all --check -- --color never
+    one "cargo clippy" clippy
+    RUSTDOCFLAGS='-D warnings' one "cargo doc" cargo doc --workspace --no-deps "${features[@]}"
+    finish
+}
+
+clippy() {
+    cargo clippy --workspace --all-targets "${features[@]}" -- -D warnings || return
+    # What only the attack tests call is not to rot.
+    cargo clippy --package impersonate --no-default-features --features "pg$major,test-entries" -- -D warnings
+}
+
+stage_policy() {
+    begin policy "the pure core: no server"
+    cargo_tests 600 --package impersonate-policy
+    finish
+}
+
+# The library is built and installed once, before the first stage that loads it.
+installed=
+install_library() {
+    local start
+    [ -z "$installed" ] || return 0
+    start=$(clock)
+    local flags=(--pg-config "$pg_config" --features "$FEATURES")
+    [ "${PROFILE:-dev}" = release ] || flags+=(--dev)
+    if scripts/install.sh "${flags[@]}" >"$logs/install.log" 2>&1; then
+        installed=yes
+        say "  built and installed${FEATURES:+ with $FEATURES}, $(since "$start")"
+    else
+        bad "build and install" 1 "$logs/install.log"
+        return 1
+    fi
+}
+
+stage_regress() {
+    begin regress "golden files, each in a database of its own"
+    golden_files tests/pg_regress sql sql regress/pg_regress
+    finish
+}
+
+stage_isolation() {
+    begin isolation "several sessions at once, step by step"
+    golden_files tests/isolation specs spec isolation/pg_isolation_regress
+    finish
+}
+
+# golden_files FOLDER SUBFOLDER SUFFIX RUNNER
+golden_files() {
+    local folder=$1 file name out runner=$pgxs_tests/$4 files=()
+    mapfile -t files < <(compgen -G "$folder/$2/*.$3" | sort)
+    [ ${#files[@]} -gt 0 ] || return 0
+    install_library || return 0
+    cluster_create "$(compgen -G "$folder/cluster.conf" || true)"
+    if ! cluster_start >"$logs/start.log" 2>&1; then
+        bad "start of the cluster" 1 "$logs/start.log"
+        cluster_remove
+        return 0
+    fi
+    for file in "${files[@]}"; do
+        name=$(basename "$file" ".$3")
+        out=$logs/$stage/$name
+        mkdir -p "$out/expected"
+        one_golden_file
+        clean_cluster
+    done
+    cluster_remove
+}
+
+one_golden_file() {
+    local log=$out/runner.log crashes
+    # pg_regress makes the database. Through its own folder for output, so that two runs do not meet.
+    if PGISOLATIONTIMEOUT=$((FILE_LIMIT / 2)) timeout --foreground --kill-after=5 $FILE_LIMIT \
+        "$runner" --bindir="$bindir" --host="$PGHOST" --port="$PGPORT" --user="$PGUSER" --dbname="${stage}_$name" \
+        --load-extension=impersonate --inputdir="$folder" --outputdir="$out" "$name" >"$log" 2>&1; then
+        ok
+    elif [ "${ACCEPT:-}" = 1 ] && [ -s "$out/results/$name.out" ]; then
+        cp "$out/results/$name.out" "$folder/expected/$name.out"
+        say "  accepted: $folder/expected/$name.out"
+        ok
+    else
+        if [ -s "$out/results/$name.out" ] && [ ! -e "$folder/expected/$name.out" ]; then
+            bad "$name: there is no $folder/expected/$name.out; with ACCEPT=1 this becomes it" 1 "$out/results/$name.out"
+        elif [ -s "$out/regression.diffs" ]; then
+            bad "$name" 1 "$out/regression.diffs"
+        else
+            bad "$name" 1 "$log"
+        fi
+    fi
+    crashes=$(grep -E 'was terminated by signal|PANIC:|TRAP:' "$cluster/log" || true)
+    if [ -n "$crashes" ]; then
+        printf '%s\n' "$crashes" >"$log"
+        bad "$name: a crash of the server" 1 "$log"
+        : >"$cluster/log"
+    fi
+}
+
+# Nothing that one file made is there for the next: databases, roles, settings of the cluster.
+clean_cluster() {
+    local _
+    # After a crash the server may still be recovering.
+    for _ in {1..100}; do
+        run_psql -qAt -c 'SELECT 1' >/dev/null 2>&1 && break
+        sleep 0.1
+    done
+    run_psql -qAt -v ON_ERROR_STOP=1 >"$out/clean.log" 2>&1 <<'SQL' || bad "$name: could not be cleaned up after" 1 "$out/clean.log"
+SELECT format('DROP DATABASE %I WITH (FORCE)', datname) FROM pg_database
+    WHERE datname NOT IN ('postgres', 'template0', 'template1') \gexec
+SELECT format('DROP OWNED BY %I CASCADE', rolname) FROM pg_roles
+    WHERE rolname <> current_user AND rolname !~ '^pg_' \gexec
+SELECT 'DROP ROLE ' || string_agg(quote_ident(rolname), ', ') FROM pg_roles
+    WHERE rolname <> current_user AND rolname !~ '^pg_' HAVING count(*) > 0 \gexec
+ALTER SYSTEM RESET ALL;
+SELECT pg_reload_conf();
+SQL
+}
+
+stage_server() {
+    begin server "servers that are started, stopped and killed"
+    install_library && IMPERSONATE_FEATURES=$FEATURES cargo_tests $SERVER_LIMIT --package impersonate-server-tests
+    finish
+}
+
+# --------------------------------------------------------------------------------------------------------------- run ---
+
+for stage in $STAGE; do
+    case $stage in
+        lint | policy | regress | isolation | server) ;;
+        *) die "there is no stage $stage" "stages: lint policy regress isolation server" ;;
+    esac
+done
+
+begun=$(clock)
+scripts/setup.sh
+use_postgres
+major=$(major_of "$pg_config")
+export PGRX_PG_CONFIG_PATH=$pg_config
+export CARGO_TERM_COLOR=never
+scratch=$(mktemp -d)
+logs=$scratch
+
+for stage in $STAGE; do
+    "stage_$stage"
+done
+
+if [ "$failed" -gt 0 ]; then
+    say "Not ok:"
+    printf '  %s\n' "${failures[@]}"
+fi
+say "PostgreSQL $major, $(since "$begun")"
+say "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,171 @@
+\echo Use "CREATE EXTENSION impersonate" to load this file. \quit
+
+GRANT USAGE ON SCHEMA impersonate TO PUBLIC;
+COMMENT ON SCHEMA impersonate IS 'who may act as whom, who does now, and what was done';
+
+---------------------------------------------------------------------------------------------------------------------
+-- Rights
+---------------------------------------------------------------------------------------------------------------------
+CREATE SEQUENCE impersonate.grant_id_seq;
+
+CREATE TABLE impersonate.set_user_grant (
+    grant_id     bigint      NOT NULL DEFAULT nextval('impersonate.grant_id_seq') PRIMARY KEY,
+    grantee      regrole     NOT NULL,
+    scope        text        NOT NULL CHECK (scope IN ('users', 'any', 'any with roles')),
+    roles        regrole[]   NOT NULL DEFAULT '{}',
+    admin        text        NOT NULL DEFAULT 'none' CHECK (admin IN ('none', 'option', 'only')),
+    grantor      regrole     NOT NULL,
+    as_superuser boolean     NOT NULL,
+    granted_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    stamps       text[]      NOT NULL DEFAULT '{}',
+    CHECK (scope = 'any' OR admin = 'none'),
+    CHECK ((scope = 'any') = (roles = '{}'))
+);
+CREATE UNIQUE INDEX set_user_grant_grantee ON impersonate.set_user_grant (grantee, scope, grantor);
+ALTER SEQUENCE impersonate.grant_id_seq OWNED BY impersonate.set_user_grant.grant_id;
+REVOKE ALL ON impersonate.set_user_grant FROM PUBLIC;
+
+COMMENT ON TABLE impersonate.set_user_grant IS
+    'SET USER rights as stored; written by GRANT and REVOKE alone. Read impersonate.grants instead';
+COMMENT ON COLUMN impersonate.set_user_grant.roles IS
+    'scope users: the roles that may be acted as; scope any with roles: the roles a target may be made of';
+COMMENT ON COLUMN impersonate.set_user_grant.as_superuser IS
+    'granted by a superuser: does not hang on the grantor''s own admin option';
+COMMENT ON COLUMN impersonate.set_user_grant.stamps IS
+    'identity stamps of grantee, grantor and roles, in this order; a dropped role''s stamp never comes back';
+
+CREATE FUNCTION impersonate.stamp_grant() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'stamp_grant_wrapper';
+COMMENT ON FUNCTION impersonate.stamp_grant() IS
+    'gives a restored right the stamps of this cluster''s roles, and leaves out one whose roles are gone';
+CREATE TRIGGER stamp BEFORE INSERT ON impersonate.set_user_grant
+    FOR EACH ROW EXECUTE FUNCTION impersonate.stamp_grant();
+
+SELECT pg_catalog.pg_extension_config_dump('impersonate.set_user_grant', '');
+SELECT pg_catalog.pg_extension_config_dump('impersonate.grant_id_seq', '');
+
+CREATE FUNCTION impersonate.live_grants(
+    OUT grant_id bigint, OUT grantee oid, OUT scope text, OUT roles oid[], OUT admin text, OUT grantor oid,
+    OUT as_superuser boolean, OUT granted_at timestamptz) RETURNS SETOF record
+    LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'live_grants_wrapper';
+COMMENT ON FUNCTION impersonate.live_grants() IS 'rights whose roles still exist; what impersonate.grants shows';
+
+CREATE VIEW impersonate.grants AS
+    SELECT g.grant_id,
+           pg_catalog.pg_get_userbyid(g.grantee) AS grantee,
+           g.scope,
+           CASE WHEN g.scope = 'users' THEN n.names END AS users,
+           CASE WHEN g.scope = 'any with roles' THEN n.names END AS with_roles,
+           g.admin,
+           pg_catalog.pg_get_userbyid(g.grantor) AS grantor,
+           g.granted_at
+      FROM impersonate.live_grants() g,
+           LATERAL (SELECT pg_catalog.array_agg(pg_catalog.pg_get_userbyid(r.oid) ORDER BY r.n) AS names
+                      FROM ROWS FROM (pg_catalog.unnest(g.roles)) WITH ORDINALITY AS r(oid, n)) n;
+COMMENT ON VIEW impersonate.grants IS 'who may act as whom, in what scope, with what admin, granted by whom, when';
+GRANT SELECT ON impersonate.grants TO PUBLIC;
+
+CREATE FUNCTION impersonate.grant_set_user(
+    grantee regrole, users regrole[] DEFAULT NULL, with_roles regrole[] DEFAULT NULL, admin text DEFAULT 'none')
+    RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'grant_set_user_wrapper';
+COMMENT ON FUNCTION impersonate.grant_set_user(regrole, regrole[], regrole[], text) IS
+    'what GRANT "SET USER" does: any role, or just users, or roles made of with_roles; admin none, option or only';
+
+CREATE FUNCTION impersonate.revoke_set_user(
+    grantee regrole, users regrole[] DEFAULT NULL, with_roles regrole[] DEFAULT NULL,
+    only_any boolean DEFAULT false, admin_option_for boolean DEFAULT false, cascade boolean DEFAULT false)
+    RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'revoke_set_user_wrapper';
+COMMENT ON FUNCTION impersonate.revoke_set_user(regrole, regrole[], regrole[], boolean, boolean, boolean) IS
+    'what REVOKE "SET USER" does: every right of grantee, or just the listed users, roles, or the any scope';
+
+---------------------------------------------------------------------------------------------------------------------
+-- The switch
+---------------------------------------------------------------------------------------------------------------------
+CREATE FUNCTION pg_catalog.setuser(
+    target text DEFAULT NULL, reason text DEFAULT NULL, local boolean DEFAULT false, cookie text DEFAULT NULL,
+    no_revert boolean DEFAULT false, with_settings boolean DEFAULT false)
+    RETURNS text LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'setuser_wrapper';
+COMMENT ON FUNCTION pg_catalog.setuser(text, text, boolean, text, boolean, boolean) IS
+    'act as target until setuser(), or until the end of the transaction with local; returns the role now in force';
+
+CREATE FUNCTION impersonate.explain_setuser(
+    target text, impersonator text DEFAULT session_user,
+    OUT criterion text, OUT subject text, OUT required text, OUT held text, OUT ok boolean, OUT remedy text)
+    RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'explain_setuser_wrapper';
+COMMENT ON FUNCTION impersonate.explain_setuser(text, text) IS
+    'each condition for impersonator to act as target, whether it holds, and the statement that would cure it';
+
+CREATE FUNCTION impersonate.can_setuser(target text, impersonator text DEFAULT session_user)
+    RETURNS boolean LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'can_setuser_wrapper';
+COMMENT ON FUNCTION impersonate.can_setuser(text, text) IS 'whether setuser(target) would succeed for impersonator';
+
+---------------------------------------------------------------------------------------------------------------------
+-- Who is impersonating now
+---------------------------------------------------------------------------------------------------------------------
+CREATE FUNCTION impersonate.active_impersonations(
+    OUT pid integer, OUT datid oid, OUT impersonator oid, OUT target oid, OUT since timestamptz, OUT reason text,
+    OUT impersonation_id uuid) RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'active_impersonations_wrapper';
+COMMENT ON FUNCTION impersonate.active_impersonations() IS
+    'the impersonations of the cluster that the caller may see: all with pg_read_all_stats, else its own';
+
+CREATE VIEW impersonate.active AS
+    SELECT a.pid,
+           d.datname AS database,
+           pg_catalog.pg_get_userbyid(a.impersonator) AS impersonator,
+           pg_catalog.pg_get_userbyid(a.target) AS target,
+           a.since,
+           a.reason,
+           a.impersonation_id
+      FROM impersonate.active_impersonations() a
+      LEFT JOIN pg_catalog.pg_database d ON d.oid = a.datid;
+COMMENT ON VIEW impersonate.active IS 'every active impersonation of the cluster';
+GRANT SELECT ON impersonate.active TO PUBLIC;
+
+---------------------------------------------------------------------------------------------------------------------
+-- Audit
+---------------------------------------------------------------------------------------------------------------------
+CREATE TABLE impersonate.audit (
+    event_id          bigint      NOT NULL PRIMARY KEY,
+    event_time        timestamptz NOT NULL,
+    event             text        NOT NULL,
+    user_name         text        NOT NULL,
+    session_user_name text        NOT NULL,
+    role_name         text        NOT NULL,
+    impersonation_id  uuid,
+    database          text        NOT NULL,
+    pid               integer     NOT NULL,
+    session_id        text        NOT NULL,
+    application_name  text,
+    client_addr       inet,
+    command_tag       text,
+    statement         text,
+    parameters        text[],
+    relations         text[],
+    row_count         bigint,
+    duration          interval,
+    sqlstate          text        NOT NULL,
+    grant_id          bigint,
+    reason            text,
+    detail            jsonb,
+    hash              bytea
+);
+REVOKE ALL ON impersonate.audit FROM PUBLIC;
+COMMENT ON TABLE impersonate.audit IS 'one row per event; written by the audit writer alone, whatever became of the transaction';
+COMMENT ON COLUMN impersonate.audit.event_id IS 'strictly increasing, without gaps';
+COMMENT ON COLUMN impersonate.audit.user_name IS 'the impersonated role while impersonating, else the login';
+COMMENT ON COLUMN impersonate.audit.session_user_name IS 'the impersonator: the role that logged in';
+COMMENT ON COLUMN impersonate.audit.role_name IS 'the role in force, which differs from user_name after a SET ROLE';
+COMMENT ON COLUMN impersonate.audit.session_id IS 'as %c in log_line_prefix';
+COMMENT ON COLUMN impersonate.audit.grant_id IS 'the SET USER right that let the switch through; none for superusers and oneself';
+
+CREATE FUNCTION impersonate.audit_guard() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'audit_guard_wrapper';
+COMMENT ON FUNCTION impersonate.audit_guard() IS 'refuses whatever is not the audit writer';
+CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.audit
+    FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard();
+
+CREATE FUNCTION impersonate.audit_sync() RETURNS void
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'audit_sync_wrapper';
+COMMENT ON FUNCTION impersonate.audit_sync() IS
+    'returns when every event of this database that was queued before the call is stored in impersonate.audit';

@@ -1,0 +1,381 @@
+//! The SQL functions: arguments in, one call, a result out.
+
+use crate::audit::{self, Event, Kind};
+use crate::pg::guc::{name_cstring, name_of, name_text, Refusal};
+use crate::pg::roles::{role_id, Catalogs};
+use crate::pg::{active, identity, portal, rights};
+use crate::session::{self, Cause, Switch};
+use crate::{grants, settings, statements};
+use impersonate_policy as policy;
+use pgrx::iter::TableIterator;
+use pgrx::pg_sys::{self, Oid};
+use pgrx::prelude::*;
+use policy::{quote_literal, Impersonator, Rules, Scope, Target, Verdict, World};
+use std::ffi::CString;
+
+fn refusal(sqlstate: PgSqlErrorCode, message: String, detail: Option<String>, hint: Option<String>) -> Refusal {
+    Refusal { sqlstate, message, detail, hint }
+}
+
+/// `pg_catalog.setuser`: start, switch over, or end (S1 to S7).
+#[pg_extern(volatile, parallel_unsafe)]
+#[allow(clippy::too_many_arguments)]
+fn setuser(
+    target: Option<&str>,
+    reason: Option<&str>,
+    local: Option<bool>,
+    cookie: Option<&str>,
+    no_revert: Option<bool>,
+    with_settings: Option<bool>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> String {
+    let key = own_statement(fcinfo);
+    let cookie = cookie.map(|cookie| statements::digest(cookie.as_bytes()));
+    if with_settings == Some(true) {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "with_settings is not supported".to_owned(),
+            None,
+            None,
+        ));
+    }
+    if let Err(refusal) = session::may_change(cookie.as_ref()) {
+        deny(key, target.unwrap_or_default(), &refusal, reason);
+    }
+    let Some(target) = target else {
+        session::end(Cause::Asked, Some("SELECT setuser()"));
+        statements::told_otherwise(key);
+        return role_now();
+    };
+    let request = Request { target, reason, local: local.unwrap_or(false), cookie, no_revert: no_revert.unwrap_or(false) };
+    let name = start(key, &request);
+    statements::told_otherwise(key);
+    name
+}
+
+struct Request<'a> {
+    target: &'a str,
+    reason: Option<&'a str>,
+    local: bool,
+    cookie: Option<[u8; 32]>,
+    no_revert: bool,
+}
+
+/// S4, and what must be there at all. The key of the statement that the call is.
+fn own_statement(fcinfo: pg_sys::FunctionCallInfo) -> usize {
+    if !active::available() {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "impersonate must be loaded via \"shared_preload_libraries\"".to_owned(),
+            None,
+            Some(
+                "Add impersonate to shared_preload_libraries in postgresql.conf and restart the server.".to_owned(),
+            ),
+        ));
+    }
+    portal::clients_own_call(fcinfo).unwrap_or_else(|| {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "setuser() must be a statement of its own, sent by the client".to_owned(),
+            Some("It cannot be called from a function, a larger query, a cursor or EXECUTE.".to_owned()),
+            Some("SELECT setuser('role');".to_owned()),
+        ))
+    })
+}
+
+fn role_now() -> String {
+    identity::role_name(identity::role_in_force())
+        .map(|name| String::from_utf8_lossy(&name).into_owned())
+        .unwrap_or_default()
+}
+
+fn start(key: usize, request: &Request) -> String {
+    let statement = format!("SELECT setuser({})", quote_literal(request.target));
+    let role = named(request.target);
+    let Some(role) = role else {
+        let refusal = refusal(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("role \"{}\" does not exist", request.target),
+            None,
+            None,
+        );
+        deny(key, request.target, &refusal, request.reason)
+    };
+    let catalogs = Catalogs::default();
+    let verdict = judge(&catalogs, identity::session_user(), role, session::via());
+    if let Some(refusal) = refused(&catalogs, &verdict) {
+        deny(key, request.target, &refusal, request.reason);
+    }
+    let name = session::start(&Switch {
+        impersonator: identity::session_user(),
+        target: role,
+        grant_id: verdict.right,
+        reason: request.reason.map(str::as_bytes),
+        local: request.local,
+        cookie: request.cookie,
+        no_revert: request.no_revert,
+        statement: &statement,
+    });
+    name_text(&name)
+}
+
+fn named(name: &str) -> Option<Oid> {
+    // A longer name is no role's, though look-ups by name compare only as much as a name holds.
+    (name.len() < 64).then(|| CString::new(name).ok().and_then(|name| identity::role_named(&name))).flatten()
+}
+
+fn judge(catalogs: &Catalogs, impersonator: Oid, target: Oid, via: Option<Oid>) -> Verdict {
+    policy::judge(
+        catalogs,
+        Impersonator(role_id(impersonator)),
+        Target(role_id(target)),
+        via.map(role_id),
+        &Rules { require_login: settings::require_login() },
+    )
+}
+
+/// S6: the first criterion that isn't met, and the statement that would cure it.
+fn refused(catalogs: &Catalogs, verdict: &Verdict) -> Option<Refusal> {
+    let failed = verdict.first_failed()?.render(catalogs);
+    Some(refusal(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!(
+            "role \"{}\" may not act as role \"{}\"",
+            catalogs.name(verdict.impersonator.0),
+            catalogs.name(verdict.target.0)
+        ),
+        Some(failed.sentence),
+        failed.remedy.map(|remedy| format!("{remedy};")),
+    ))
+}
+
+/// S6: a refusal leaves a DENIED row and nothing else.
+fn deny(key: usize, target: &str, refusal: &Refusal, reason: Option<&str>) -> ! {
+    let statement = if target.is_empty() { "SELECT setuser()".to_owned() } else { format!("SELECT setuser({})", quote_literal(target)) };
+    let detail = serde_json::json!({
+        "target": (!target.is_empty()).then_some(target),
+        "message": refusal.message,
+        "detail": refusal.detail,
+    })
+    .to_string();
+    let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
+    let role = identity::role_name(identity::role_in_force()).unwrap_or_default();
+    let told = session::names_for_events();
+    let user = told.map_or(name_of(&session_user), |(state, _)| state.target_name);
+    let user = name_cstring(&user);
+    statements::told_otherwise(key);
+    audit::push(&Event {
+        user_name: user.to_bytes(),
+        session_user_name: &session_user,
+        role_name: &role,
+        impersonation_id: told.map(|(state, _)| state.id),
+        command_tag: Some(b"SELECT"),
+        statement: Some(statement.as_bytes()),
+        sqlstate: refusal.sqlstate_text(),
+        reason: reason.map(str::as_bytes),
+        detail: Some(detail.as_bytes()),
+        ..statements::blank_event(Kind::Denied)
+    });
+    session::raise(refusal);
+}
+
+fn required_role(name: &str) -> Oid {
+    named(name).unwrap_or_else(|| {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("role \"{name}\" does not exist"),
+            None,
+            None,
+        ));
+        })
+}
+
+fn judged(target: &str, impersonator: &str) -> (Catalogs, Verdict) {
+    let (target, impersonator) = (required_role(target), required_role(impersonator));
+    // A SET ROLE counts for the one who made it.
+    let via = if impersonator == identity::session_user() { session::via() } else { None };
+    let catalogs = Catalogs::default();
+    let verdict = judge(&catalogs, impersonator, target, via);
+    (catalogs, verdict)
+}
+
+/// `impersonate.can_setuser`
+#[pg_extern(stable, parallel_restricted)]
+fn can_setuser(target: Option<&str>, impersonator: Option<&str>) -> Option<bool> {
+    Some(judged(target?, impersonator?).1.allowed())
+}
+
+/// `impersonate.explain_setuser`
+#[pg_extern(stable, parallel_restricted)]
+#[allow(clippy::type_complexity)]
+fn explain_setuser(
+    target: Option<&str>,
+    impersonator: Option<&str>,
+) -> TableIterator<
+    'static,
+    (
+        name!(criterion, String),
+        name!(subject, String),
+        name!(required, String),
+        name!(held, String),
+        name!(ok, bool),
+        name!(remedy, Option<String>),
+    ),
+> {
+    let (Some(target), Some(impersonator)) = (target, impersonator) else { return TableIterator::new(Vec::new()) };
+    let (catalogs, verdict) = judged(target, impersonator);
+    let rows: Vec<_> = verdict
+        .conditions
+        .iter()
+        .map(|condition| {
+            let row = condition.render(&catalogs);
+            (row.criterion.to_owned(), row.subject, row.required, row.held, row.ok, row.remedy)
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+/// `impersonate.grant_set_user`
+#[pg_extern(volatile, parallel_unsafe)]
+fn grant_set_user(
+    grantee: Option<Oid>,
+    users: Option<Vec<Option<Oid>>>,
+    with_roles: Option<Vec<Option<Oid>>>,
+    admin: Option<&str>,
+) {
+    crate::pg::utility::prevent_if_read_only(c"GRANT");
+    grants::require_extension();
+    let grantee = grants::existing(required(grantee, "grantee"));
+    let admin = policy::Admin::parse(admin.unwrap_or("none")).unwrap_or_else(|| {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("invalid admin option: \"{}\"", admin.unwrap_or_default()),
+            None,
+            Some("Valid values are \"none\", \"option\" and \"only\".".to_owned()),
+        ));
+        });
+    let scopes = match (grants::role_list(users), grants::role_list(with_roles)) {
+        (None, None) => vec![Scope::Any],
+        (users, roles) => {
+            users.map(Scope::Users).into_iter().chain(roles.map(Scope::AnyWithRoles)).collect()
+        }
+    };
+    for scope in scopes {
+        grants::give(vec![grantee], scope, admin, identity::current_user());
+    }
+}
+
+/// `impersonate.revoke_set_user`
+#[pg_extern(volatile, parallel_unsafe)]
+fn revoke_set_user(
+    grantee: Option<Oid>,
+    users: Option<Vec<Option<Oid>>>,
+    with_roles: Option<Vec<Option<Oid>>>,
+    only_any: Option<bool>,
+    admin_option_for: Option<bool>,
+    cascade: Option<bool>,
+) {
+    crate::pg::utility::prevent_if_read_only(c"REVOKE");
+    grants::require_extension();
+    let grantee = grants::existing(required(grantee, "grantee"));
+    let only_any = only_any.unwrap_or(false).then_some(policy::RevokeWhat::Any);
+    let lists = grants::role_list(users)
+        .map(policy::RevokeWhat::Users)
+        .into_iter()
+        .chain(grants::role_list(with_roles).map(policy::RevokeWhat::WithRoles));
+    let mut wanted: Vec<policy::RevokeWhat> = only_any.into_iter().chain(lists).collect();
+    if wanted.is_empty() {
+        wanted.push(policy::RevokeWhat::Everything);
+    }
+    for what in wanted {
+        let request = policy::RevokeRequest {
+            grantees: vec![grantee],
+            what,
+            admin_option_only: admin_option_for.unwrap_or(false),
+            cascade: cascade.unwrap_or(false),
+        };
+        grants::take(&request, identity::current_user());
+    }
+}
+
+fn required(role: Option<Oid>, argument: &str) -> Oid {
+    role.unwrap_or_else(|| {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            format!("{argument} must not be NULL"),
+            None,
+            None,
+        ));
+        })
+}
+
+/// `impersonate.live_grants`
+#[pg_extern(stable, parallel_restricted)]
+#[allow(clippy::type_complexity)]
+fn live_grants() -> TableIterator<
+    'static,
+    (
+        name!(grant_id, i64),
+        name!(grantee, Oid),
+        name!(scope, String),
+        name!(roles, Vec<Oid>),
+        name!(admin, String),
+        name!(grantor, Oid),
+        name!(as_superuser, bool),
+        name!(granted_at, TimestampWithTimeZone),
+    ),
+> {
+    let rows: Vec<_> = rights::Reader::open()
+        .live_rows()
+        .into_iter()
+        .filter_map(|row| {
+            let granted_at = identity::timestamp(row.granted_at)?;
+            Some((row.id, row.grantee, row.scope, row.roles, row.admin, row.grantor, row.as_superuser, granted_at))
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+/// `impersonate.active_impersonations`: all for those who may read all of pg_stat_activity, else one's own.
+#[pg_extern(volatile, parallel_restricted)]
+#[allow(clippy::type_complexity)]
+fn active_impersonations() -> TableIterator<
+    'static,
+    (
+        name!(pid, i32),
+        name!(datid, Oid),
+        name!(impersonator, Oid),
+        name!(target, Oid),
+        name!(since, TimestampWithTimeZone),
+        name!(reason, Option<String>),
+        name!(impersonation_id, pgrx::Uuid),
+    ),
+> {
+    let all = identity::may_read_all_stats();
+    let (user, own) = (identity::session_user(), identity::current_user());
+    let rows: Vec<_> = active::snapshot()
+        .into_iter()
+        .filter(|entry| all || [user, own].contains(&entry.state.impersonator) || entry.state.target == own)
+        .filter_map(|entry| {
+            let state = entry.state;
+            Some((
+                entry.pid,
+                entry.database,
+                state.impersonator,
+                state.target,
+                identity::timestamp(state.since)?,
+                state.reason.text().map(|text| String::from_utf8_lossy(text).into_owned()),
+                pgrx::Uuid::from_bytes(state.id),
+            ))
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+/// `impersonate.audit_sync`
+#[pg_extern(volatile, parallel_restricted)]
+fn audit_sync() {
+    if active::available() {
+        audit::sync();
+    }
+}

@@ -1,0 +1,31 @@
+//! Act as another role for a while: with a right, within one's own privileges, and on record.
+//!
+//! ARCHITECTURE.md is the map.
+
+mod api;
+mod audit;
+mod grants;
+mod hooks;
+mod pg;
+mod redact;
+mod session;
+mod settings;
+mod statements;
+
+pgrx::pg_module_magic!();
+
+/// Called by the server when it loads the library; only preloading makes us part of every session.
+#[pgrx::pg_guard]
+extern "C-unwind" fn _PG_init() {
+    if !pg::identity::preloading() {
+        return;
+    }
+    settings::define();
+    audit::define_settings();
+    audit::init();
+    pg::active::install();
+    pg::rights::register_provider();
+    pg::guc::install(&session::HANDLERS);
+    pg::trampoline::install(&hooks::HANDLERS);
+    settings::reserve_prefix();
+}

@@ -1,0 +1,444 @@
+//! The three settings that say who a session is: `impersonate.target`, `role` and `session_authorization`.
+//!
+//! Their check hooks judge a new value, their assign hooks only hand it on; `session.rs` derives who is in force. The
+//! assign hooks are the last word: resetting goes to them without a check (guc.c), and at the end of a transaction they
+//! are called in no order that may be relied on, when no catalog can be read and no error raised.
+
+use super::{identity, version};
+use pgrx::pg_sys::{self, GucSource, Oid};
+use pgrx::pg_guard;
+use std::cell::Cell;
+use std::ffi::{c_char, c_void, CStr, CString};
+
+/// A role name as catalogs hold it: at most 63 bytes and a zero.
+pub type Name = [u8; 64];
+
+/// What `impersonate.target` carries while it names somebody; copied as bytes, so plain data only.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TargetState {
+    pub id: [u8; 16],
+    pub impersonator: Oid,
+    pub target: Oid,
+    pub target_superuser: bool,
+    /// The role that the impersonator was in by SET ROLE when it began, or InvalidOid (G6).
+    pub via: Oid,
+    /// The right that let it through; 0 for none.
+    pub grant_id: i64,
+    pub since: pg_sys::TimestampTz,
+    pub impersonator_name: Name,
+    pub target_name: Name,
+    /// SHA-256 of the cookie, if one was given (S7).
+    pub cookie: Option<[u8; 32]>,
+    pub no_revert: bool,
+    /// The reason as far as `impersonate.active` shows it; the audit has all of it.
+    pub reason: Reason,
+}
+
+/// The beginning of a reason.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Reason {
+    length: u16,
+    bytes: [u8; 256],
+}
+
+impl Reason {
+    /// Keeps what fits, cut between two characters.
+    pub fn new(text: &[u8]) -> Reason {
+        let text = identity::cut(text, 256);
+        let mut bytes = [0; 256];
+        bytes[..text.len()].copy_from_slice(text);
+        Reason { length: text.len() as u16, bytes }
+    }
+
+    /// The text, if one was given.
+    pub fn text(&self) -> Option<&[u8]> {
+        (self.length > 0).then(|| &self.bytes[..usize::from(self.length)])
+    }
+}
+
+/// What `role` carries: core's own two fields first, then ours.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RoleState {
+    pub role: Oid,
+    pub superuser: bool,
+    /// The impersonation inside which it was set; zero outside any.
+    pub impersonation: [u8; 16],
+    pub name: Name,
+}
+
+/// Core's `role_auth_extra` (commands/variable.c), the same in 15 to 18.
+#[repr(C)]
+struct CoreRoleState {
+    role: Oid,
+    superuser: bool,
+}
+
+/// Why a value is refused.
+pub struct Refusal {
+    pub sqlstate: pgrx::PgSqlErrorCode,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+/// What `session.rs` decides about the settings.
+pub struct Handlers {
+    /// A value for `impersonate.target` that isn't empty: the state it stands for.
+    pub target_wanted: fn(value: &CStr) -> Result<TargetState, Refusal>,
+    /// `impersonate.target` takes this state. May raise only while [`identity::in_transaction`].
+    pub target_assigned: fn(Option<&TargetState>),
+    /// What SHOW impersonate.target says.
+    pub target_shown: fn() -> Name,
+    /// While impersonating: the impersonation, and whether its target may SET ROLE to a role.
+    pub impersonation: fn() -> Option<([u8; 16], Oid)>,
+    pub role_assigned: fn(&RoleState),
+    pub role_shown: fn() -> Option<Name>,
+    /// `session_authorization` takes a value, before core applies it. May raise only while in a transaction.
+    pub session_user_changes: fn(),
+    pub session_user_changed: fn(),
+}
+
+struct Hooks {
+    role_check: pg_sys::GucStringCheckHook,
+    role_show: pg_sys::GucShowHook,
+    session_check: pg_sys::GucStringCheckHook,
+    session_assign: pg_sys::GucStringAssignHook,
+}
+
+struct Process<T>(Cell<T>);
+// SAFETY: a backend has one thread that runs this code.
+unsafe impl<T> Sync for Process<T> {}
+
+static HANDLERS: Process<Option<&'static Handlers>> = Process(Cell::new(None));
+static CORE: Process<Option<&'static Hooks>> = Process(Cell::new(None));
+static TARGET_VALUE: Process<*mut c_char> = Process(Cell::new(std::ptr::null_mut()));
+
+fn handlers() -> &'static Handlers {
+    HANDLERS.0.get().expect("set before the hooks are")
+}
+
+fn core() -> &'static Hooks {
+    CORE.0.get().expect("set before the hooks are")
+}
+
+/// Cuts a name as the server cuts identifiers.
+pub fn name_of(bytes: &[u8]) -> Name {
+    let mut name = [0; 64];
+    let length = bytes.len().min(63);
+    name[..length].copy_from_slice(&bytes[..length]);
+    name
+}
+
+/// The bytes of a name up to its zero.
+pub fn name_bytes(name: &Name) -> &[u8] {
+    &name[..name.iter().position(|&b| b == 0).unwrap_or(name.len())]
+}
+
+/// Defines `impersonate.target` and wraps the other two. In the postmaster, while libraries are preloaded.
+pub fn install(handlers: &'static Handlers) {
+    HANDLERS.0.set(Some(handlers));
+    let flags = pg_sys::GUC_IS_NAME
+        | pg_sys::GUC_NO_RESET_ALL
+        | pg_sys::GUC_NOT_WHILE_SEC_REST
+        | pg_sys::GUC_DISALLOW_IN_FILE;
+    // SAFETY: the strings are static, the variable lives as long as the process.
+    unsafe {
+        pg_sys::DefineCustomStringVariable(
+            c"impersonate.target".as_ptr(),
+            c"The role that the session acts as; empty when it impersonates nobody.".as_ptr(),
+            c"Begun and ended by setuser().".as_ptr(),
+            TARGET_VALUE.0.as_ptr(),
+            c"".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            flags as i32,
+            Some(check_target),
+            Some(assign_target),
+            Some(show_target),
+        );
+    }
+    let role = version::find_string_setting(c"role");
+    let session = version::find_string_setting(c"session_authorization");
+    assert!(!role.is_null() && !session.is_null(), "the server has no setting role");
+    // SAFETY: the records live as long as the process; nothing has been set in the postmaster, so `extra` and
+    // `reset_extra` are the boot value's, of core's size, and are replaced by one of ours.
+    unsafe {
+        CORE.0.set(Some(Box::leak(Box::new(Hooks {
+            role_check: (*role).check_hook,
+            role_show: (*role).show_hook,
+            session_check: (*session).check_hook,
+            session_assign: (*session).assign_hook,
+        }))));
+        let boot = role_state(RoleState { role: Oid::INVALID, superuser: false, impersonation: [0; 16], name: [0; 64] });
+        assert!(!boot.is_null(), "out of memory");
+        (*role).gen_.extra = boot;
+        (*role).reset_extra = boot;
+        (*role).check_hook = Some(check_role);
+        (*role).assign_hook = Some(assign_role);
+        (*role).show_hook = Some(show_role);
+        (*session).check_hook = Some(check_session);
+        (*session).assign_hook = Some(assign_session);
+    }
+}
+
+/// Sets `impersonate.target`: the value goes through the check hook as any other.
+pub fn set_target(value: &CStr, local: bool) {
+    let action = if local { pg_sys::GucAction::GUC_ACTION_LOCAL } else { pg_sys::GucAction::GUC_ACTION_SET };
+    // SAFETY: as set_config() does; raises on refusal.
+    unsafe {
+        pg_sys::set_config_option(
+            c"impersonate.target".as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            GucSource::PGC_S_SESSION,
+            action,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
+fn refuse(refusal: &Refusal) -> bool {
+    version::set_check_message(&refusal.message, refusal.detail.as_deref(), refusal.hint.as_deref());
+    // SAFETY: stores a number.
+    unsafe { pg_sys::GUC_check_errcode(refusal.sqlstate as i32) };
+    false
+}
+
+fn role_state(state: RoleState) -> *mut c_void {
+    let place = version::setting_alloc(std::mem::size_of::<RoleState>()).cast::<RoleState>();
+    if !place.is_null() {
+        // SAFETY: fresh, large enough, and aligned as malloc aligns.
+        unsafe { place.write(state) };
+    }
+    place.cast()
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_target(
+    newval: *mut *mut c_char,
+    extra: *mut *mut c_void,
+    source: GucSource::Type,
+) -> bool {
+    // SAFETY: guc.c passes valid pointers; a value of ours is never null.
+    unsafe {
+        let value = CStr::from_ptr(*newval);
+        // A worker only shows the name: core has put its leader's role in force.
+        if identity::starting_parallel_worker() || (value.is_empty() && source < GucSource::PGC_S_INTERACTIVE) {
+            return true;
+        }
+        if value.is_empty() {
+            // Whether it may end is for the assign hook, which every route reaches.
+            return true;
+        }
+        match (handlers().target_wanted)(value) {
+            Ok(state) => {
+                let place = version::setting_alloc(std::mem::size_of::<TargetState>()).cast::<TargetState>();
+                if place.is_null() {
+                    return false;
+                }
+                place.write(state);
+                *extra = place.cast();
+                true
+            }
+            Err(refusal) => refuse(&refusal),
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_target(_newval: *const c_char, extra: *mut c_void) {
+    if identity::starting_parallel_worker() || identity::parallel_worker() {
+        return;
+    }
+    // SAFETY: extra is null or what check_target wrote.
+    (handlers().target_assigned)(unsafe { extra.cast::<TargetState>().as_ref() });
+}
+
+fn shown(name: Name) -> *const c_char {
+    thread_local! { static BUFFER: Cell<Name> = const { Cell::new([0; 64]) }; }
+    BUFFER.with(|buffer| {
+        buffer.set(name);
+        buffer.as_ptr().cast_const().cast()
+    })
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn show_target() -> *const c_char {
+    if identity::parallel_worker() {
+        let value = TARGET_VALUE.0.get();
+        return if value.is_null() { c"".as_ptr() } else { value };
+    }
+    shown((handlers().target_shown)())
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_role(
+    newval: *mut *mut c_char,
+    extra: *mut *mut c_void,
+    source: GucSource::Type,
+) -> bool {
+    // SAFETY: guc.c passes valid pointers; core's hook leaves its own state in *extra, which is taken over.
+    unsafe {
+        let value = CStr::from_ptr(*newval);
+        let impersonation = if identity::starting_parallel_worker() { None } else { (handlers().impersonation)() };
+        let state = if let Some((id, target)) = impersonation {
+            match role_for_target(value, id, target, source) {
+                Ok(Some(state)) => state,
+                Ok(None) => return true,
+                Err(refusal) => return refuse(&refusal),
+            }
+        } else {
+            let Some(check) = core().role_check else { return false };
+            if !pg_sys::ffi::pg_guard_ffi_boundary(|| check(newval, extra, source)) {
+                return false;
+            }
+            if (*extra).is_null() {
+                return true;
+            }
+            let of_core = (*extra).cast::<CoreRoleState>().read();
+            version::setting_free(*extra);
+            *extra = std::ptr::null_mut();
+            let name = name_of(CStr::from_ptr(*newval).to_bytes());
+            RoleState { role: of_core.role, superuser: of_core.superuser, impersonation: [0; 16], name }
+        };
+        *extra = role_state(state);
+        !(*extra).is_null()
+    }
+}
+
+/// X1: inside an impersonation, SET ROLE follows the target's memberships, whoever the session user is.
+fn role_for_target(
+    value: &CStr,
+    id: [u8; 16],
+    target: Oid,
+    source: GucSource::Type,
+) -> Result<Option<RoleState>, Refusal> {
+    let name = name_of(value.to_bytes());
+    if value == c"none" {
+        return Ok(Some(RoleState { role: Oid::INVALID, superuser: false, impersonation: id, name }));
+    }
+    let refusal = |sqlstate, message: &str| {
+        let message = format!("{message} \"{}\"", value.to_string_lossy());
+        Refusal { sqlstate, message, detail: None, hint: None }
+    };
+    if !identity::in_transaction() {
+        return Err(refusal(pgrx::PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot look up role"));
+    }
+    let testing = source == GucSource::PGC_S_TEST;
+    let Some(role) = identity::role_named(value) else {
+        if testing {
+            pgrx::notice!("role \"{}\" does not exist", value.to_string_lossy());
+            return Ok(None);
+        }
+        let message = format!("role \"{}\" does not exist", value.to_string_lossy());
+        let sqlstate = pgrx::PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT;
+        return Err(Refusal { sqlstate, message, detail: None, hint: None });
+    };
+    if !version::may_set_role(target, role) {
+        if testing {
+            pgrx::notice!("permission will be denied to set role \"{}\"", value.to_string_lossy());
+            return Ok(None);
+        }
+        let denied = pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
+        return Err(refusal(denied, "permission denied to set role"));
+    }
+    Ok(Some(RoleState { role, superuser: identity::superuser(role), impersonation: id, name }))
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_role(_newval: *const c_char, extra: *mut c_void) {
+    // In a worker the leader's role is in force already, whatever the setting says (parallel.c).
+    if identity::starting_parallel_worker() || identity::parallel_worker() {
+        return;
+    }
+    // SAFETY: every state of `role` was written by role_state(): install() replaced the boot value's.
+    if let Some(state) = unsafe { extra.cast::<RoleState>().as_ref() } {
+        (handlers().role_assigned)(state);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn show_role() -> *const c_char {
+    let Some(role) = identity::set_role() else { return c"none".as_ptr() };
+    if identity::parallel_worker() {
+        return shown(identity::role_name(role).map_or([0; 64], |name| name_of(&name)));
+    }
+    if let Some(name) = (handlers().role_shown)() {
+        return shown(name);
+    }
+    // SAFETY: core's own hook.
+    core().role_show.map_or(c"none".as_ptr(), |show| unsafe { show() })
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_session(
+    newval: *mut *mut c_char,
+    extra: *mut *mut c_void,
+    source: GucSource::Type,
+) -> bool {
+    // SAFETY: core's own hook with its own arguments.
+    unsafe {
+        if !identity::starting_parallel_worker()
+            && source >= GucSource::PGC_S_INTERACTIVE
+            && source != GucSource::PGC_S_TEST
+            && (handlers().impersonation)().is_some()
+        {
+            return refuse(&session_refusal());
+        }
+        core()
+            .session_check
+            .is_none_or(|check| pg_sys::ffi::pg_guard_ffi_boundary(|| check(newval, extra, source)))
+    }
+}
+
+/// X1: the session user is the impersonator for as long as it impersonates.
+pub fn session_refusal() -> Refusal {
+    Refusal {
+        sqlstate: pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        message: "cannot set session authorization while impersonating".to_owned(),
+        detail: None,
+        hint: Some("End the impersonation first: SELECT setuser();".to_owned()),
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_session(newval: *const c_char, extra: *mut c_void) {
+    let worker = identity::starting_parallel_worker() || identity::parallel_worker();
+    if !worker && !extra.is_null() {
+        (handlers().session_user_changes)();
+    }
+    if let Some(assign) = core().session_assign {
+        // SAFETY: core's own hook with its own arguments.
+        unsafe { assign(newval, extra) };
+    }
+    if !worker && !extra.is_null() {
+        (handlers().session_user_changed)();
+    }
+}
+
+/// A name as text for messages.
+pub fn name_text(name: &Name) -> String {
+    String::from_utf8_lossy(name_bytes(name)).into_owned()
+}
+
+/// A name for the server.
+pub fn name_cstring(name: &Name) -> CString {
+    CString::new(name_bytes(name)).unwrap_or_default()
+}
+
+/// Any other setting whose name begins with `impersonate.` is a mistake.
+pub fn reserve_prefix() {
+    // SAFETY: a static string.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"impersonate".as_ptr()) };
+}
+
+impl Refusal {
+    /// The five characters of its SQLSTATE.
+    pub fn sqlstate_text(&self) -> [u8; 5] {
+        super::catch::sqlstate_text(self.sqlstate as i32)
+    }
+}

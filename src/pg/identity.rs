@@ -1,0 +1,161 @@
+//! Who the process is, as core's miscinit.c keeps it.
+
+use pgrx::pg_sys::{self, Oid};
+use std::ffi::CStr;
+
+/// `session_user`.
+pub fn session_user() -> Oid {
+    // SAFETY: reads a global; asserts only that authentication is done.
+    unsafe { pg_sys::GetSessionUserId() }
+}
+
+/// The role whose privileges count right now.
+pub fn current_user() -> Oid {
+    // SAFETY: as above.
+    unsafe { pg_sys::GetUserId() }
+}
+
+/// The role that SET ROLE (or an impersonation) put in force, outside security-definer functions.
+pub fn role_in_force() -> Oid {
+    // SAFETY: as above.
+    unsafe { pg_sys::GetOuterUserId() }
+}
+
+/// The role of SET ROLE, if one is in force.
+pub fn set_role() -> Option<Oid> {
+    // SAFETY: as above.
+    let role = unsafe { pg_sys::GetCurrentRoleId() };
+    (role != Oid::INVALID).then_some(role)
+}
+
+/// Puts a role in force, or the session user with None. Reads no catalog and raises nothing, so it may be called while
+/// settings are popped at the end of a transaction.
+pub fn put_in_force(role: Option<(Oid, bool)>) {
+    let (role, superuser) = role.unwrap_or((Oid::INVALID, false));
+    // SAFETY: callers are assign hooks, where core itself calls it.
+    unsafe { pg_sys::SetCurrentRoleId(role, superuser) }
+}
+
+/// Whether catalogs can be read and errors raised; false while a transaction ends.
+pub fn in_transaction() -> bool {
+    // SAFETY: reads transaction state.
+    unsafe { pg_sys::IsTransactionState() }
+}
+
+/// Whether a failed transaction block waits for its ROLLBACK.
+pub fn in_failed_block() -> bool {
+    // SAFETY: reads transaction state.
+    unsafe { pg_sys::IsAbortedTransactionBlockState() }
+}
+
+/// Whether this process is a parallel worker taking over its leader's settings.
+pub fn starting_parallel_worker() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::InitializingParallelWorker }
+}
+
+/// Whether this process is a parallel worker.
+pub fn parallel_worker() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::ParallelWorkerNumber >= 0 }
+}
+
+/// Whether this process serves a client.
+pub fn client_backend() -> bool {
+    // SAFETY: plain globals.
+    unsafe { !pg_sys::MyProcPort.is_null() && pg_sys::IsUnderPostmaster }
+}
+
+/// The name of a role, in the server's encoding; None when it is gone.
+pub fn role_name(role: Oid) -> Option<Vec<u8>> {
+    // SAFETY: with noerr it returns null for what it doesn't find; else a palloc'ed string.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role, true);
+        (!name.is_null()).then(|| CStr::from_ptr(name).to_bytes().to_vec())
+    }
+}
+
+/// The role of that exact name.
+pub fn role_named(name: &CStr) -> Option<Oid> {
+    // SAFETY: a look-up by name; with missing_ok it returns InvalidOid.
+    let role = unsafe { pg_sys::get_role_oid(name.as_ptr(), true) };
+    (role != Oid::INVALID).then_some(role)
+}
+
+/// Whether the role is a superuser.
+pub fn superuser(role: Oid) -> bool {
+    // SAFETY: a catalog look-up in a transaction.
+    unsafe { pg_sys::superuser_arg(role) }
+}
+
+/// This process.
+pub fn pid() -> i32 {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::MyProcPid }
+}
+
+/// The database that this process is connected to.
+pub fn database() -> Oid {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::MyDatabaseId }
+}
+
+/// The clock.
+pub fn now() -> pg_sys::TimestampTz {
+    // SAFETY: cannot raise.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// When this process started, in seconds since 1970: half of what log_line_prefix shows as %c.
+pub fn session_start() -> i64 {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::MyStartTime }
+}
+
+/// `application_name`, without the trip through the settings.
+pub fn application_name<'a>() -> Option<&'a [u8]> {
+    // SAFETY: null or a string that the settings machinery keeps until the name changes, which no push outlives.
+    unsafe {
+        let name = pg_sys::application_name;
+        (!name.is_null() && *name != 0).then(|| CStr::from_ptr(name).to_bytes())
+    }
+}
+
+/// The client's address, as inet_client_addr() gives it; None on a Unix socket.
+pub fn client_address() -> Option<Vec<u8>> {
+    // SAFETY: both functions read what the connection began with; the text is palloc'ed.
+    unsafe {
+        let address = pgrx::direct_function_call_as_datum(pg_sys::inet_client_addr, &[])?;
+        let text = pgrx::direct_function_call_as_datum(pg_sys::inet_out, &[Some(address)])?;
+        Some(CStr::from_ptr(text.cast_mut_ptr()).to_bytes().to_vec())
+    }
+}
+
+/// Cuts text to at most `limit` bytes, between two characters of the server's encoding.
+pub fn cut(text: &[u8], limit: usize) -> &[u8] {
+    if text.len() <= limit {
+        return text;
+    }
+    // SAFETY: reads `text` only; counts characters of the database's encoding.
+    let length =
+        unsafe { pg_sys::pg_mbcliplen(text.as_ptr().cast(), text.len() as i32, i32::try_from(limit).unwrap_or(0)) };
+    &text[..usize::try_from(length).unwrap_or(0).min(limit)]
+}
+
+/// Whether the server is loading `shared_preload_libraries`.
+pub fn preloading() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// Whether the current user may see what others do.
+pub fn may_read_all_stats() -> bool {
+    // SAFETY: a catalog look-up in a transaction.
+    unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS)) }
+}
+
+/// A timestamp for SQL.
+pub fn timestamp(time: pg_sys::TimestampTz) -> Option<pgrx::datum::TimestampWithTimeZone> {
+    // SAFETY: a TimestampTz is its datum.
+    unsafe { pgrx::FromDatum::from_datum(pg_sys::Datum::from(time), false) }
+}

@@ -1,0 +1,18 @@
+//! The home of `unsafe`: the server's interface, made safe to call. Nothing is decided here.
+
+pub mod active;
+pub mod catch;
+pub mod guc;
+pub mod identity;
+pub mod latch;
+pub mod nodes;
+pub mod portal;
+pub mod rights;
+pub mod roles;
+pub mod shmem;
+pub mod store;
+pub mod trampoline;
+pub mod trigger;
+pub mod utility;
+pub mod version;
+pub mod worker;

@@ -1,0 +1,139 @@
+//! Is this the client's own statement? Answered by structure, without counting depth (S4).
+//!
+//! A query of one bare call is marked before it is planned: in the `location` of its function node, a number that no
+//! text offset, stored rule or inlined body has, and which folding and plan caching carry along. The function then asks
+//! whether the plan of the active portal is that very node, and whether what it returns goes to the client.
+
+use super::nodes::{list_pointers, tag};
+use pgrx::pg_sys::{self, NodeTag};
+
+const MARK: i32 = i32::MIN + 0x1517;
+
+/// Marks the query if all it does is call one function with constants or parameters.
+///
+/// # Safety
+/// `query` is what the planner was given; it may be scribbled on.
+pub unsafe fn mark_bare_call(query: *mut pg_sys::Query) {
+    // SAFETY: the caller's promise; each node is tested for its tag before it is read as that node.
+    unsafe {
+        let q = &*query;
+        let bare = q.commandType == pg_sys::CmdType::CMD_SELECT
+            && q.querySource == pg_sys::QuerySource::QSRC_ORIGINAL
+            && q.rtable.is_null()
+            && q.cteList.is_null()
+            && q.groupClause.is_null()
+            && q.groupingSets.is_null()
+            && q.havingQual.is_null()
+            && q.windowClause.is_null()
+            && q.distinctClause.is_null()
+            && q.sortClause.is_null()
+            && q.limitOffset.is_null()
+            && q.limitCount.is_null()
+            && q.rowMarks.is_null()
+            && q.setOperations.is_null()
+            && !q.hasAggs
+            && !q.hasWindowFuncs
+            && !q.hasTargetSRFs
+            && !q.hasSubLinks
+            && (q.jointree.is_null() || ((*q.jointree).fromlist.is_null() && (*q.jointree).quals.is_null()));
+        if !bare || q.targetList.is_null() || (*q.targetList).length != 1 {
+            return;
+        }
+        let Some(entry) = list_pointers(q.targetList).next() else { return };
+        let expression = (*entry.cast::<pg_sys::TargetEntry>()).expr;
+        if tag(expression) != Some(NodeTag::T_FuncExpr) {
+            return;
+        }
+        let call = expression.cast::<pg_sys::FuncExpr>();
+        let plain = u32::from((*call).funcid) >= pg_sys::FirstNormalObjectId
+            && (*call).funcformat == pg_sys::CoercionForm::COERCE_EXPLICIT_CALL
+            && list_pointers((*call).args).all(|argument| is_plain(argument.cast()));
+        if plain {
+            (*call).location = MARK;
+        }
+    }
+}
+
+/// Constants and the client's parameters, as they are or cast by the server's own functions.
+unsafe fn is_plain(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: each node is tested for its tag before it is read as that node.
+    unsafe {
+        match tag(node) {
+            Some(NodeTag::T_Const) => true,
+            Some(NodeTag::T_Param) => (*node.cast::<pg_sys::Param>()).paramkind == pg_sys::ParamKind::PARAM_EXTERN,
+            Some(NodeTag::T_NamedArgExpr) => is_plain((*node.cast::<pg_sys::NamedArgExpr>()).arg.cast()),
+            Some(NodeTag::T_RelabelType) => is_plain((*node.cast::<pg_sys::RelabelType>()).arg.cast()),
+            Some(NodeTag::T_FuncExpr) => {
+                let cast = &*node.cast::<pg_sys::FuncExpr>();
+                u32::from(cast.funcid) < pg_sys::FirstGenbkiObjectId
+                    && matches!(
+                        cast.funcformat,
+                        pg_sys::CoercionForm::COERCE_EXPLICIT_CAST | pg_sys::CoercionForm::COERCE_IMPLICIT_CAST
+                    )
+                    && list_pointers(cast.args).all(|argument| is_plain(argument.cast()))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether the call being evaluated is all that the client's statement consists of.
+///
+/// # Safety
+/// `fcinfo` is the call's own.
+pub unsafe fn is_clients_own_call(fcinfo: pg_sys::FunctionCallInfo) -> bool {
+    // SAFETY: the portal, its statements and its query are valid while it is active.
+    unsafe {
+        let portal = pg_sys::ActivePortal;
+        if portal.is_null() || fcinfo.is_null() || (*fcinfo).flinfo.is_null() {
+            return false;
+        }
+        let call = (*(*fcinfo).flinfo).fn_expr;
+        if tag(call) != Some(NodeTag::T_FuncExpr) || (*call.cast::<pg_sys::FuncExpr>()).location != MARK {
+            return false;
+        }
+        if (*portal).strategy != pg_sys::PortalStrategy::PORTAL_ONE_SELECT
+            || (*portal).status != pg_sys::PortalStatus::PORTAL_ACTIVE
+            || (*portal).stmts.is_null()
+            || (*(*portal).stmts).length != 1
+            || (*portal).queryDesc.is_null()
+            || !goes_to_client((*(*portal).queryDesc).dest)
+        {
+            return false;
+        }
+        let Some(statement) = list_pointers((*portal).stmts).next() else { return false };
+        if tag(statement.cast::<pg_sys::Node>()) != Some(NodeTag::T_PlannedStmt) {
+            return false;
+        }
+        let plan = (*statement.cast::<pg_sys::PlannedStmt>()).planTree;
+        if tag(plan) != Some(NodeTag::T_Result) || (*plan).targetlist.is_null() || (*(*plan).targetlist).length != 1 {
+            return false;
+        }
+        let Some(entry) = list_pointers((*plan).targetlist).next() else { return false };
+        (*entry.cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::Node>() == call
+    }
+}
+
+unsafe fn goes_to_client(dest: *mut pg_sys::DestReceiver) -> bool {
+    use pg_sys::CommandDest::{DestRemote, DestRemoteExecute, DestRemoteSimple};
+    // SAFETY: the receiver of a running query is valid.
+    !dest.is_null() && matches!(unsafe { (*dest).mydest }, DestRemote | DestRemoteExecute | DestRemoteSimple)
+}
+
+/// Whether `statement` is one of those that the active portal runs, rather than something that one of them calls.
+///
+/// # Safety
+/// `statement` may be any pointer; it is only compared.
+pub unsafe fn is_portals_statement(statement: *const pg_sys::PlannedStmt) -> bool {
+    // SAFETY: as above.
+    unsafe {
+        let portal = pg_sys::ActivePortal;
+        !portal.is_null() && list_pointers((*portal).stmts).any(|own| own.cast_const().cast() == statement)
+    }
+}
+
+/// [`is_clients_own_call`], answered with the key that the executor's hooks know the statement by.
+pub fn clients_own_call(fcinfo: pg_sys::FunctionCallInfo) -> Option<usize> {
+    // SAFETY: SQL functions hand on their own fcinfo; the active portal has a query if the first test says so.
+    unsafe { is_clients_own_call(fcinfo).then(|| (*pg_sys::ActivePortal).queryDesc as usize) }
+}

@@ -1,0 +1,260 @@
+//! Reading impersonate.set_user_grant, and the stamps that tell a role from a later one with its OID.
+//!
+//! A role that a right speaks of bears a security label of ours: a random stamp. The label is a row of a shared catalog
+//! that DROP ROLE deletes in whatever database it runs, loaded library or not, so a right whose stamps are not its
+//! roles' any more is dead, also when a new role got the OID (G7).
+
+use pgrx::pg_sys::{self, Oid};
+use pgrx::{pg_guard, FromDatum};
+use std::ffi::{c_char, CStr, CString};
+
+/// The label provider's name.
+pub const PROVIDER: &CStr = c"impersonate";
+
+const COLUMNS: usize = 9;
+
+/// A row of the rights table.
+pub struct Row {
+    pub id: i64,
+    pub grantee: Oid,
+    pub scope: String,
+    pub roles: Vec<Oid>,
+    pub admin: String,
+    pub grantor: Oid,
+    pub as_superuser: bool,
+    pub granted_at: pg_sys::TimestampTz,
+    /// Of grantee, grantor and roles.
+    pub stamps: Vec<String>,
+}
+
+impl Row {
+    /// What still lives of the right: None when its grantee is gone, or its grantor (unless it was a superuser, on
+    /// whose admin option nothing hangs), or the last of its list.
+    pub fn live(mut self) -> Option<Row> {
+        let stamped = |role: Oid, stamp: Option<&String>| stamp.is_some() && stamp_of(role).as_ref() == stamp;
+        let grantor_lives = self.as_superuser || stamped(self.grantor, self.stamps.get(1));
+        if !stamped(self.grantee, self.stamps.first()) || !grantor_lives {
+            return None;
+        }
+        if self.scope != "any" {
+            let stamps = std::mem::take(&mut self.stamps);
+            let listed = self.roles.iter().zip(stamps.iter().skip(2));
+            let (roles, kept): (Vec<Oid>, Vec<String>) = listed
+                .filter(|(&role, stamp)| stamped(role, Some(stamp)))
+                .map(|(&role, stamp)| (role, stamp.clone()))
+                .unzip();
+            if roles.is_empty() {
+                return None;
+            }
+            self.roles = roles;
+            self.stamps = stamps.into_iter().take(2).chain(kept).collect();
+        }
+        Some(self)
+    }
+}
+
+/// The OID of the extension's table `name` in this database; None where the extension isn't created.
+///
+/// A table of that name that isn't the extension's doesn't count: anybody might have made it.
+pub fn extension_table(name: &CStr) -> Option<Oid> {
+    // SAFETY: catalog look-ups with missing_ok.
+    unsafe {
+        let extension = pg_sys::get_extension_oid(c"impersonate".as_ptr(), true);
+        if extension == Oid::INVALID {
+            return None;
+        }
+        let schema = pg_sys::get_namespace_oid(c"impersonate".as_ptr(), true);
+        if schema == Oid::INVALID {
+            return None;
+        }
+        let table = pg_sys::get_relname_relid(name.as_ptr(), schema);
+        let ours = table != Oid::INVALID
+            && pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, table) == extension;
+        ours.then_some(table)
+    }
+}
+
+/// Whether the extension is created in this database.
+pub fn extension_created() -> bool {
+    extension_table(c"set_user_grant").is_some()
+}
+
+/// Reads the rights table of this database.
+pub struct Reader {
+    table: Option<(Oid, Oid)>,
+}
+
+impl Reader {
+    /// Finds the table; reading what isn't there finds nothing.
+    pub fn open() -> Reader {
+        Reader { table: extension_table(c"set_user_grant").zip(extension_table_index()) }
+    }
+
+    /// The live rights granted directly to `grantee`.
+    pub fn of(&self, grantee: Oid) -> Vec<impersonate_policy::Right> {
+        self.rows(Some(grantee)).into_iter().filter_map(Row::live).filter_map(|row| right(&row)).collect()
+    }
+
+    /// All live rows.
+    pub fn live_rows(&self) -> Vec<Row> {
+        self.rows(None).into_iter().filter_map(Row::live).collect()
+    }
+
+    /// All rows, or those of one grantee: the latest committed ones and this transaction's own.
+    pub fn rows(&self, grantee: Option<Oid>) -> Vec<Row> {
+        let Some((table, index)) = self.table else { return Vec::new() };
+        let mut rows = Vec::new();
+        // SAFETY: relation and scan are closed on the way out; on error the server's own cleanup does. A null snapshot
+        // is a fresh one for a table that is no catalog (genam.c).
+        unsafe {
+            let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+            let mut key = std::mem::zeroed::<pg_sys::ScanKeyData>();
+            if let Some(grantee) = grantee {
+                pg_sys::ScanKeyInit(
+                    &raw mut key,
+                    2,
+                    pg_sys::BTEqualStrategyNumber as u16,
+                    Oid::from(pg_sys::F_OIDEQ),
+                    pg_sys::Datum::from(grantee),
+                );
+            }
+            let keys = i32::from(grantee.is_some());
+            let scan = pg_sys::systable_beginscan(relation, index, grantee.is_some(), std::ptr::null_mut(), keys, &raw mut key);
+            loop {
+                let tuple = pg_sys::systable_getnext(scan);
+                if tuple.is_null() {
+                    break;
+                }
+                rows.extend(row(tuple, (*relation).rd_att));
+            }
+            pg_sys::systable_endscan(scan);
+            pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        }
+        rows
+    }
+}
+
+fn extension_table_index() -> Option<Oid> {
+    // SAFETY: catalog look-ups with missing_ok.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"impersonate".as_ptr(), true);
+        let index = pg_sys::get_relname_relid(c"set_user_grant_grantee".as_ptr(), schema);
+        (index != Oid::INVALID).then_some(index)
+    }
+}
+
+pub(super) unsafe fn row(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc) -> Option<Row> {
+    let mut values = [pg_sys::Datum::null(); COLUMNS];
+    let mut nulls = [true; COLUMNS];
+    // SAFETY: the table has these columns: it is the extension's own, whose definition only its scripts change.
+    unsafe {
+        if (*descriptor).natts as usize != COLUMNS {
+            return None;
+        }
+        pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+        Some(Row {
+            id: i64::from_datum(values[0], nulls[0])?,
+            grantee: Oid::from_datum(values[1], nulls[1])?,
+            scope: String::from_datum(values[2], nulls[2])?,
+            roles: Vec::<Oid>::from_datum(values[3], nulls[3])?,
+            admin: String::from_datum(values[4], nulls[4])?,
+            grantor: Oid::from_datum(values[5], nulls[5])?,
+            as_superuser: bool::from_datum(values[6], nulls[6])?,
+            granted_at: i64::from_datum(values[7], nulls[7])?,
+            stamps: Vec::<String>::from_datum(values[8], nulls[8])?,
+        })
+    }
+}
+
+/// A row as the policy's value.
+pub fn right(row: &Row) -> Option<impersonate_policy::Right> {
+    use super::roles::role_id;
+    use impersonate_policy::{Admin, Scope};
+    let roles = || row.roles.iter().map(|&role| role_id(role)).collect();
+    let scope = match row.scope.as_str() {
+        "users" => Scope::Users(roles()),
+        "any" => Scope::Any,
+        "any with roles" => Scope::AnyWithRoles(roles()),
+        _ => return None,
+    };
+    Some(impersonate_policy::Right {
+        id: row.id,
+        grantee: role_id(row.grantee),
+        scope,
+        admin: Admin::parse(&row.admin)?,
+        grantor: role_id(row.grantor),
+        as_superuser: row.as_superuser,
+    })
+}
+
+fn address(role: Oid) -> pg_sys::ObjectAddress {
+    pg_sys::ObjectAddress { classId: pg_sys::AuthIdRelationId, objectId: role, objectSubId: 0 }
+}
+
+/// The stamp that a role bears, if it bears one.
+pub fn stamp_of(role: Oid) -> Option<String> {
+    let address = address(role);
+    // SAFETY: reads a shared catalog; the answer is palloc'ed.
+    unsafe {
+        let label = pg_sys::GetSecurityLabel(&raw const address, PROVIDER.as_ptr());
+        (!label.is_null()).then(|| CStr::from_ptr(label).to_string_lossy().into_owned())
+    }
+}
+
+/// The stamp of a role, given to it now if it has none. None when the role doesn't exist.
+pub fn stamp(role: Oid) -> Option<String> {
+    // Keeps the role from being dropped, and others from stamping it, until this transaction ends.
+    // SAFETY: raises when the role is gone meanwhile.
+    unsafe {
+        super::identity::role_name(role)?;
+        if let Some(stamp) = stamp_of(role) {
+            pg_sys::shdepLockAndCheckObject(pg_sys::AuthIdRelationId, role);
+            return Some(stamp);
+        }
+        pg_sys::LockSharedObject(pg_sys::AuthIdRelationId, role, 0, pg_sys::ShareUpdateExclusiveLock as i32);
+        pg_sys::shdepLockAndCheckObject(pg_sys::AuthIdRelationId, role);
+        if let Some(stamp) = stamp_of(role) {
+            return Some(stamp);
+        }
+        let stamp: String = random_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = CString::new(stamp.as_str()).unwrap_or_default();
+        let address = address(role);
+        pg_sys::SetSecurityLabel(&raw const address, PROVIDER.as_ptr(), text.as_ptr());
+        pg_sys::CommandCounterIncrement();
+        Some(stamp)
+    }
+}
+
+/// Sixteen bytes from the server's strong generator.
+pub fn random_bytes() -> [u8; 16] {
+    let mut bytes = [0u8; 16];
+    // SAFETY: fills the buffer it is given.
+    if !unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) } {
+        pgrx::ereport!(
+            pgrx::PgLogLevel::ERROR,
+            pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            "could not generate random values"
+        );
+    }
+    bytes
+}
+
+/// Registers the label provider. By hand a label can only be given by a superuser: pg_dumpall's output does.
+pub fn register_provider() {
+    // SAFETY: both live as long as the process.
+    unsafe { pg_sys::register_label_provider(PROVIDER.as_ptr(), Some(relabel)) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relabel(object: *const pg_sys::ObjectAddress, _label: *const c_char) {
+    // SAFETY: the server passes a valid address.
+    let on_role = unsafe { (*object).classId } == pg_sys::AuthIdRelationId;
+    if !on_role || !super::identity::superuser(super::identity::current_user()) {
+        pgrx::ereport!(
+            pgrx::PgLogLevel::ERROR,
+            pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "labels of impersonate are given by impersonate alone",
+            "They tell a role from a later one with the same OID; only a restore by a superuser sets them."
+        );
+    }
+}

@@ -1,0 +1,549 @@
+//! The server's hooks, entered and left.
+//!
+//! Each hook is a bare function without anything that has a destructor, because errors of the server pass over it by
+//! `siglongjmp` and are to stay whole (see `catch.rs`). What decides sits in `Handlers` and is called through guarded
+//! helpers. The previous hook, or the server's own function declared here by hand, is called directly.
+//!
+//! Order: we look first, so that what we refuse never starts, and the previous hook always runs after, so that another
+//! extension's refusal stands.
+//!
+//! `WATCHING` is all that a session pays which impersonates nobody.
+
+use super::catch::with_undo;
+use super::{identity, nodes, portal};
+use pgrx::pg_guard;
+use pgrx::pg_sys::{self, NodeTag, ProcessUtilityContext};
+use std::cell::Cell;
+use std::ffi::{c_char, c_int, c_void, CStr};
+
+extern "C-unwind" {
+    fn standard_planner(
+        parse: *mut pg_sys::Query,
+        query_string: *const c_char,
+        cursor_options: c_int,
+        params: pg_sys::ParamListInfo,
+    ) -> *mut pg_sys::PlannedStmt;
+    fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
+    fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
+    fn standard_ExecutorEnd(query: *mut pg_sys::QueryDesc);
+    fn standard_ProcessUtility(
+        statement: *mut pg_sys::PlannedStmt,
+        query_string: *const c_char,
+        read_only_tree: bool,
+        context: ProcessUtilityContext::Type,
+        params: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        dest: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+#[cfg(not(feature = "pg18"))]
+mod run {
+    use super::{c_int, pg_sys};
+    extern "C-unwind" {
+        pub fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: u64,
+            execute_once: bool,
+        );
+    }
+    pub static mut PREVIOUS: pg_sys::ExecutorRun_hook_type = None;
+    pub unsafe fn run(
+        query: *mut pg_sys::QueryDesc,
+        direction: pg_sys::ScanDirection::Type,
+        count: u64,
+        execute_once: bool,
+    ) {
+        let _: c_int = 0;
+        // SAFETY: called as the server called us.
+        unsafe {
+            match PREVIOUS {
+                Some(previous) => previous(query, direction, count, execute_once),
+                None => standard_ExecutorRun(query, direction, count, execute_once),
+            }
+        }
+    }
+    pub unsafe extern "C-unwind" fn hook(
+        query: *mut pg_sys::QueryDesc,
+        direction: pg_sys::ScanDirection::Type,
+        count: u64,
+        execute_once: bool,
+    ) {
+        // SAFETY: the hook's own arguments.
+        unsafe { super::executor_run(query, &mut || run(query, direction, count, execute_once)) }
+    }
+}
+
+#[cfg(feature = "pg18")]
+mod run {
+    use super::pg_sys;
+    extern "C-unwind" {
+        pub fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: u64,
+        );
+    }
+    pub static mut PREVIOUS: pg_sys::ExecutorRun_hook_type = None;
+    pub unsafe fn run(query: *mut pg_sys::QueryDesc, direction: pg_sys::ScanDirection::Type, count: u64) {
+        // SAFETY: called as the server called us.
+        unsafe {
+            match PREVIOUS {
+                Some(previous) => previous(query, direction, count),
+                None => standard_ExecutorRun(query, direction, count),
+            }
+        }
+    }
+    pub unsafe extern "C-unwind" fn hook(
+        query: *mut pg_sys::QueryDesc,
+        direction: pg_sys::ScanDirection::Type,
+        count: u64,
+    ) {
+        // SAFETY: the hook's own arguments.
+        unsafe { super::executor_run(query, &mut || run(query, direction, count)) }
+    }
+}
+
+/// A top-level statement as it begins. `key` names it until it ends; 0 for utility statements.
+pub struct Begun<'a> {
+    pub key: usize,
+    pub text: &'a [u8],
+    pub tag: &'static [u8],
+    /// A COMMIT or PREPARE TRANSACTION: how it ended is known only when the transaction has ended.
+    pub ends_transaction: bool,
+    /// A ROLLBACK, or anything in a failed transaction: it must not be kept from running, or the session is stuck.
+    pub must_run: bool,
+}
+
+/// A utility statement before it runs.
+pub struct Utility {
+    pub statement: *mut pg_sys::PlannedStmt,
+    pub query_string: *const c_char,
+    pub context: ProcessUtilityContext::Type,
+}
+
+/// What a handler says of a utility statement.
+#[derive(Clone, Copy)]
+pub struct Course {
+    /// What the previous hook is given: the statement, or a copy without what is done already.
+    pub statement: *mut pg_sys::PlannedStmt,
+    /// Call [`Handlers::utility_done`] when it worked.
+    pub tell_when_done: bool,
+}
+
+/// Ways that a transaction or a part of one ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TransactionEnd {
+    Commit,
+    Abort,
+    SubtransactionCommit,
+    SubtransactionAbort,
+}
+
+/// What the rest of the crate does with the hooks. Those marked may raise; the others must not.
+pub struct Handlers {
+    /// May raise.
+    pub begun: fn(&Begun),
+    pub rows: fn(key: usize, rows: u64),
+    pub ended: fn(key: usize),
+    pub failed: fn(key: usize, sqlstate: i32),
+    /// Whether a utility statement of this kind concerns us in every session.
+    pub concerns: fn(NodeTag) -> bool,
+    /// May raise.
+    pub utility: fn(&Utility) -> Course,
+    /// May raise.
+    pub utility_done: fn(&Utility),
+    /// An error is reported to the client.
+    pub reported: fn(sqlstate: i32, level: i32, query: &[u8]),
+    pub transaction_ends: fn(TransactionEnd),
+    pub exiting: fn(),
+    /// Whether every session is watched. Neither raises nor waits.
+    pub always: fn() -> bool,
+}
+
+struct Process<T>(Cell<T>);
+// SAFETY: a backend has one thread that runs this code.
+unsafe impl<T> Sync for Process<T> {}
+
+static HANDLERS: Process<Option<&'static Handlers>> = Process(Cell::new(None));
+static WATCHING: Process<bool> = Process(Cell::new(false));
+static DEPTH: Process<u32> = Process(Cell::new(0));
+static EXIT_REGISTERED: Process<bool> = Process(Cell::new(false));
+
+static mut PREVIOUS_PLANNER: pg_sys::planner_hook_type = None;
+static mut PREVIOUS_START: pg_sys::ExecutorStart_hook_type = None;
+static mut PREVIOUS_FINISH: pg_sys::ExecutorFinish_hook_type = None;
+static mut PREVIOUS_END: pg_sys::ExecutorEnd_hook_type = None;
+static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
+static mut PREVIOUS_EMIT_LOG: pg_sys::emit_log_hook_type = None;
+
+/// Whether statements of this session are followed from their beginning to their end.
+pub fn watch(on: bool) {
+    WATCHING.0.set(on);
+}
+
+/// See [`watch`].
+pub fn watching() -> bool {
+    WATCHING.0.get() || (handlers().always)()
+}
+
+/// How many followed statements are running inside one another.
+pub fn depth() -> u32 {
+    DEPTH.0.get()
+}
+
+fn handlers() -> &'static Handlers {
+    HANDLERS.0.get().expect("set before the hooks are")
+}
+
+/// Puts our hooks before those that are there. In the postmaster, while libraries are preloaded.
+pub fn install(handlers: &'static Handlers) {
+    HANDLERS.0.set(Some(handlers));
+    // SAFETY: single-threaded, before any backend runs.
+    unsafe {
+        PREVIOUS_PLANNER = pg_sys::planner_hook;
+        pg_sys::planner_hook = Some(planner);
+        PREVIOUS_START = pg_sys::ExecutorStart_hook;
+        pg_sys::ExecutorStart_hook = Some(executor_start);
+        run::PREVIOUS = pg_sys::ExecutorRun_hook;
+        pg_sys::ExecutorRun_hook = Some(run::hook);
+        PREVIOUS_FINISH = pg_sys::ExecutorFinish_hook;
+        pg_sys::ExecutorFinish_hook = Some(executor_finish);
+        PREVIOUS_END = pg_sys::ExecutorEnd_hook;
+        pg_sys::ExecutorEnd_hook = Some(executor_end);
+        PREVIOUS_UTILITY = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+        PREVIOUS_EMIT_LOG = pg_sys::emit_log_hook;
+        pg_sys::emit_log_hook = Some(emit_log);
+    }
+}
+
+/// Has this backend tell how its transactions end, and when it exits. Called when it first has something to lose.
+pub fn follow_transactions() {
+    if EXIT_REGISTERED.0.replace(true) {
+        return;
+    }
+    // SAFETY: the callbacks live as long as the process.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(transaction_callback), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(subtransaction_callback), std::ptr::null_mut());
+        pg_sys::before_shmem_exit(Some(exit_callback), pg_sys::Datum::null());
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn transaction_callback(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
+    use pg_sys::XactEvent::{XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE};
+    match event {
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => (handlers().transaction_ends)(TransactionEnd::Commit),
+        XACT_EVENT_ABORT => (handlers().transaction_ends)(TransactionEnd::Abort),
+        _ => (),
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn subtransaction_callback(
+    event: pg_sys::SubXactEvent::Type,
+    _own: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _arg: *mut c_void,
+) {
+    use pg_sys::SubXactEvent::{SUBXACT_EVENT_ABORT_SUB, SUBXACT_EVENT_COMMIT_SUB};
+    match event {
+        SUBXACT_EVENT_COMMIT_SUB => (handlers().transaction_ends)(TransactionEnd::SubtransactionCommit),
+        SUBXACT_EVENT_ABORT_SUB => (handlers().transaction_ends)(TransactionEnd::SubtransactionAbort),
+        _ => (),
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn exit_callback(_code: c_int, _arg: pg_sys::Datum) {
+    (handlers().exiting)();
+}
+
+unsafe extern "C-unwind" fn planner(
+    parse: *mut pg_sys::Query,
+    query_string: *const c_char,
+    cursor_options: c_int,
+    params: pg_sys::ParamListInfo,
+) -> *mut pg_sys::PlannedStmt {
+    // SAFETY: called as the server called us; marking raises nothing.
+    unsafe {
+        portal::mark_bare_call(parse);
+        if !watching() {
+            return plan(parse, query_string, cursor_options, params);
+        }
+        // Folding runs functions, whose queries are not the client's.
+        let outer = DEPTH.0.get();
+        let mut planned = std::ptr::null_mut();
+        DEPTH.0.set(outer + 1);
+        with_undo(&mut || planned = plan(parse, query_string, cursor_options, params), &mut |_| DEPTH.0.set(outer));
+        DEPTH.0.set(outer);
+        planned
+    }
+}
+
+unsafe fn plan(
+    parse: *mut pg_sys::Query,
+    query_string: *const c_char,
+    cursor_options: c_int,
+    params: pg_sys::ParamListInfo,
+) -> *mut pg_sys::PlannedStmt {
+    // SAFETY: called as the server called us.
+    unsafe {
+        match PREVIOUS_PLANNER {
+            Some(previous) => previous(parse, query_string, cursor_options, params),
+            None => standard_planner(parse, query_string, cursor_options, params),
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: c_int) {
+    // SAFETY: called as the server called us; the frames hold no destructors.
+    unsafe {
+        let mut start = || match PREVIOUS_START {
+            Some(previous) => previous(query, flags),
+            None => standard_ExecutorStart(query, flags),
+        };
+        if !watching() || DEPTH.0.get() > 0 || !portal::is_portals_statement((*query).plannedstmt) {
+            return start();
+        }
+        query_begins(query);
+        with_undo(&mut start, &mut |code| statement_failed(query as usize, code));
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn query_begins(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: the query and its text are valid for the call.
+    unsafe {
+        let statement = (*query).plannedstmt;
+        let text = statement_text((*query).sourceText, (*statement).stmt_location, (*statement).stmt_len);
+        let tag = command_tag(statement.cast());
+        (handlers().begun)(&Begun { key: query as usize, text, tag, ends_transaction: false, must_run: false });
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn statement_failed(key: usize, sqlstate: c_int) {
+    (handlers().failed)(key, sqlstate);
+}
+
+unsafe fn executor_run(query: *mut pg_sys::QueryDesc, run: &mut dyn FnMut()) {
+    // SAFETY: as executor_start.
+    unsafe {
+        if !watching() {
+            return run();
+        }
+        nested(query, run);
+        if DEPTH.0.get() == 0 && !(*query).estate.is_null() {
+            query_ran(query as usize, (*(*query).estate).es_processed);
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn query_ran(key: usize, rows: u64) {
+    (handlers().rows)(key, rows);
+}
+
+/// Runs a part of `query` one level deeper; what fails at the outermost level is told.
+unsafe fn nested(query: *mut pg_sys::QueryDesc, run: &mut dyn FnMut()) {
+    let outer = DEPTH.0.get();
+    DEPTH.0.set(outer + 1);
+    // SAFETY: as executor_start.
+    unsafe {
+        with_undo(run, &mut |code| {
+            DEPTH.0.set(outer);
+            if outer == 0 {
+                statement_failed(query as usize, code);
+            }
+        });
+    }
+    DEPTH.0.set(outer);
+}
+
+unsafe extern "C-unwind" fn executor_finish(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: as executor_start.
+    unsafe {
+        let mut finish = || match PREVIOUS_FINISH {
+            Some(previous) => previous(query),
+            None => standard_ExecutorFinish(query),
+        };
+        if watching() {
+            nested(query, &mut finish);
+        } else {
+            finish();
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn executor_end(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: as executor_start.
+    unsafe {
+        if watching() && DEPTH.0.get() == 0 {
+            query_ended(query as usize);
+        }
+        match PREVIOUS_END {
+            Some(previous) => previous(query),
+            None => standard_ExecutorEnd(query),
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn query_ended(key: usize) {
+    (handlers().ended)(key);
+}
+
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query_string: *const c_char,
+    read_only_tree: bool,
+    context: ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    dest: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: as executor_start. `concerns` neither raises nor keeps anything.
+    unsafe {
+        let kind = (*(*statement).utilityStmt).type_;
+        let watched = watching();
+        let top = watched && DEPTH.0.get() == 0 && context == ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;
+        if top {
+            utility_begins(statement, query_string);
+        }
+        let mut course = Course { statement, tell_when_done: false };
+        let utility = Utility { statement, query_string, context };
+        if (handlers().concerns)(kind) {
+            if top {
+                with_undo(&mut || course = utility_before(&utility), &mut |code| statement_failed(0, code));
+            } else {
+                course = utility_before(&utility);
+            }
+        }
+        let mut run = || match PREVIOUS_UTILITY {
+            Some(previous) => {
+                previous(
+                    course.statement,
+                    query_string,
+                    read_only_tree,
+                    context,
+                    params,
+                    environment,
+                    dest,
+                    completion,
+                );
+            }
+            None => standard_ProcessUtility(
+                course.statement,
+                query_string,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                dest,
+                completion,
+            ),
+        };
+        if watched {
+            let outer = DEPTH.0.get();
+            DEPTH.0.set(outer + 1);
+            with_undo(&mut run, &mut |code| {
+                DEPTH.0.set(outer);
+                if top {
+                    statement_failed(0, code);
+                }
+            });
+            DEPTH.0.set(outer);
+        } else {
+            run();
+        }
+        if course.tell_when_done {
+            utility_after(&utility);
+        }
+        if top {
+            query_ended(0);
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn utility_begins(statement: *mut pg_sys::PlannedStmt, query_string: *const c_char) {
+    // SAFETY: the statement and its text are valid for the call.
+    unsafe {
+        let text = statement_text(query_string, (*statement).stmt_location, (*statement).stmt_len);
+        let tag = command_tag((*statement).utilityStmt);
+        let failed_block = identity::in_failed_block();
+        let (mut ends_transaction, mut rolls_back) = (false, false);
+        if nodes::tag((*statement).utilityStmt) == Some(NodeTag::T_TransactionStmt) {
+            use pg_sys::TransactionStmtKind::{
+                TRANS_STMT_COMMIT, TRANS_STMT_PREPARE, TRANS_STMT_ROLLBACK, TRANS_STMT_ROLLBACK_TO,
+            };
+            let kind = (*(*statement).utilityStmt.cast::<pg_sys::TransactionStmt>()).kind;
+            ends_transaction = !failed_block && matches!(kind, TRANS_STMT_COMMIT | TRANS_STMT_PREPARE);
+            rolls_back = matches!(kind, TRANS_STMT_ROLLBACK | TRANS_STMT_ROLLBACK_TO);
+        }
+        let must_run = failed_block || rolls_back;
+        (handlers().begun)(&Begun { key: 0, text, tag, ends_transaction, must_run });
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn utility_before(utility: &Utility) -> Course {
+    (handlers().utility)(utility)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn utility_after(utility: &Utility) {
+    (handlers().utility_done)(utility);
+}
+
+unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
+    // SAFETY: as executor_start; the error data are valid for the call.
+    unsafe {
+        if watching() && (*error).elevel >= pgrx::PgLogLevel::ERROR as i32 {
+            error_reported((*error).sqlerrcode, (*error).elevel);
+        }
+        if let Some(previous) = PREVIOUS_EMIT_LOG {
+            previous(error);
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn error_reported(sqlstate: c_int, level: c_int) {
+    // SAFETY: null or the text of the client's current message.
+    let query = unsafe {
+        let query = pg_sys::debug_query_string;
+        if query.is_null() {
+            &[][..]
+        } else {
+            CStr::from_ptr(query).to_bytes()
+        }
+    };
+    (handlers().reported)(sqlstate, level, query);
+}
+
+/// The part of a query string that is this statement (as queryjumble.c cleans it).
+unsafe fn statement_text<'a>(source: *const c_char, location: c_int, length: c_int) -> &'a [u8] {
+    if source.is_null() {
+        return b"";
+    }
+    // SAFETY: the caller's text, with the offsets that the parser noted for it.
+    let all = unsafe { CStr::from_ptr(source) }.to_bytes();
+    let from = usize::try_from(location).unwrap_or(0).min(all.len());
+    let part = match usize::try_from(length) {
+        Ok(length) if length > 0 => &all[from..(from + length).min(all.len())],
+        _ => &all[from..],
+    };
+    part.trim_ascii()
+}
+
+unsafe fn command_tag(node: *mut pg_sys::Node) -> &'static [u8] {
+    // SAFETY: names of tags are static strings.
+    unsafe { CStr::from_ptr(pg_sys::GetCommandTagName(pg_sys::CreateCommandTag(node))).to_bytes() }
+}

@@ -1,0 +1,187 @@
+//! Utility statements that concern us, read into values.
+
+use super::nodes::{list_pointers, tag};
+use super::trampoline::{Course, Utility};
+use super::version::{self, AdminClause};
+use pgrx::pg_sys::{self, NodeTag, Oid};
+use std::ffi::{c_char, CStr};
+
+/// GRANT and REVOKE of roles, which is what `GRANT "SET USER"` is to the grammar.
+pub struct RoleGrant {
+    pub is_grant: bool,
+    /// Names of roles, or of privileges of ours, each with its list.
+    pub privileges: Vec<(Vec<u8>, Vec<Vec<u8>>)>,
+    pub admin: AdminClause,
+    pub cascade: bool,
+    statement: *mut pg_sys::GrantRoleStmt,
+}
+
+/// What a utility statement is to us.
+pub enum Concern {
+    RoleGrant(RoleGrant),
+    /// CREATE ROLE, or ALTER ROLE ... RENAME TO: the name.
+    RoleNamed(Vec<u8>),
+    RoleDropped,
+    DiscardAll,
+    /// A database that must be free of other connections: its name, or None for another reason to let it be.
+    DatabaseFreed(Vec<u8>),
+    None,
+}
+
+/// Whether statements of this kind are to be read. Neither raises nor waits.
+pub fn concerns(kind: NodeTag) -> bool {
+    matches!(
+        kind,
+        NodeTag::T_GrantRoleStmt
+            | NodeTag::T_CreateRoleStmt
+            | NodeTag::T_RenameStmt
+            | NodeTag::T_DropRoleStmt
+            | NodeTag::T_DiscardStmt
+            | NodeTag::T_DropdbStmt
+            | NodeTag::T_CreatedbStmt
+            | NodeTag::T_AlterDatabaseStmt
+    )
+}
+
+unsafe fn text(string: *const c_char) -> Vec<u8> {
+    if string.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: a string of the parse tree.
+    unsafe { CStr::from_ptr(string) }.to_bytes().to_vec()
+}
+
+/// Reads the statement.
+pub fn read(utility: &Utility) -> Concern {
+    // SAFETY: the statement is what the server is about to run; each node is tested for its tag.
+    unsafe {
+        let node = (*utility.statement).utilityStmt;
+        match tag(node) {
+            Some(NodeTag::T_GrantRoleStmt) => Concern::RoleGrant(role_grant(node.cast())),
+            Some(NodeTag::T_CreateRoleStmt) => Concern::RoleNamed(text((*node.cast::<pg_sys::CreateRoleStmt>()).role)),
+            Some(NodeTag::T_RenameStmt) => {
+                let rename = &*node.cast::<pg_sys::RenameStmt>();
+                match rename.renameType {
+                    pg_sys::ObjectType::OBJECT_ROLE => Concern::RoleNamed(text(rename.newname)),
+                    pg_sys::ObjectType::OBJECT_DATABASE => Concern::DatabaseFreed(text(rename.subname)),
+                    _ => Concern::None,
+                }
+            }
+            Some(NodeTag::T_DropRoleStmt) => Concern::RoleDropped,
+            Some(NodeTag::T_DiscardStmt) => match (*node.cast::<pg_sys::DiscardStmt>()).target {
+                pg_sys::DiscardMode::DISCARD_ALL => Concern::DiscardAll,
+                _ => Concern::None,
+            },
+            Some(NodeTag::T_DropdbStmt) => {
+                Concern::DatabaseFreed(text((*node.cast::<pg_sys::DropdbStmt>()).dbname))
+            }
+            Some(NodeTag::T_CreatedbStmt) => Concern::DatabaseFreed(
+                named_option((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template")
+                    .unwrap_or_else(|| b"template1".to_vec()),
+            ),
+            Some(NodeTag::T_AlterDatabaseStmt) => {
+                let alter = &*node.cast::<pg_sys::AlterDatabaseStmt>();
+                match named_option(alter.options, c"tablespace") {
+                    Some(_) => Concern::DatabaseFreed(text(alter.dbname)),
+                    None => Concern::None,
+                }
+            }
+            _ => Concern::None,
+        }
+    }
+}
+
+unsafe fn named_option(options: *mut pg_sys::List, name: &CStr) -> Option<Vec<u8>> {
+    // SAFETY: options of these statements are DefElems.
+    unsafe {
+        list_pointers(options).find_map(|element| {
+            let element = element.cast::<pg_sys::DefElem>();
+            (CStr::from_ptr((*element).defname) == name && !(*element).arg.is_null())
+                .then(|| text(pg_sys::defGetString(element)))
+        })
+    }
+}
+
+unsafe fn role_grant(statement: *mut pg_sys::GrantRoleStmt) -> RoleGrant {
+    // SAFETY: the grammar fills granted_roles with AccessPrivs whose cols are strings.
+    unsafe {
+        let privileges = list_pointers((*statement).granted_roles)
+            .map(|privilege| {
+                let privilege = &*privilege.cast::<pg_sys::AccessPriv>();
+                let list = list_pointers(privilege.cols).map(|name| text(name.cast::<pg_sys::String>().as_ref().map_or(std::ptr::null(), |s| s.sval)));
+                (text(privilege.priv_name), list.collect())
+            })
+            .collect();
+        RoleGrant {
+            is_grant: (*statement).is_grant,
+            privileges,
+            admin: version::admin_clause(statement),
+            cascade: (*statement).behavior == pg_sys::DropBehavior::DROP_CASCADE,
+            statement,
+        }
+    }
+}
+
+impl RoleGrant {
+    /// The grantees; None in place of PUBLIC. Raises for a role that doesn't exist.
+    pub fn grantees(&self) -> Vec<Option<Oid>> {
+        // SAFETY: grantee_roles are RoleSpecs.
+        unsafe {
+            list_pointers((*self.statement).grantee_roles)
+                .map(|role| {
+                    let role = role.cast::<pg_sys::RoleSpec>();
+                    ((*role).roletype != pg_sys::RoleSpecType::ROLESPEC_PUBLIC)
+                        .then(|| pg_sys::get_rolespec_oid(role, false))
+                })
+                .collect()
+        }
+    }
+
+    /// The role of GRANTED BY.
+    pub fn granted_by(&self) -> Option<Oid> {
+        // SAFETY: null or a RoleSpec.
+        unsafe {
+            let grantor = (*self.statement).grantor;
+            (!grantor.is_null()).then(|| pg_sys::get_rolespec_oid(grantor, false))
+        }
+    }
+}
+
+/// The statement with nothing left to grant, for the hooks after us: they may refuse it, and the server does nothing.
+pub fn emptied(utility: &Utility) -> Course {
+    // SAFETY: a deep copy, of which the list of roles is taken off.
+    unsafe {
+        let copy: *mut pg_sys::PlannedStmt = pg_sys::copyObjectImpl(utility.statement.cast()).cast();
+        let grant: *mut pg_sys::GrantRoleStmt = (*copy).utilityStmt.cast();
+        (*grant).granted_roles = std::ptr::null_mut();
+        Course { statement: copy, tell_when_done: false }
+    }
+}
+
+/// Whether the statement is the client's own.
+pub fn is_top_level(utility: &Utility) -> bool {
+    utility.context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL
+}
+
+/// Raises inside a transaction block, as the server does for `statement`.
+pub fn prevent_in_transaction_block(utility: &Utility, statement: &CStr) {
+    // SAFETY: raises or returns.
+    unsafe { pg_sys::PreventInTransactionBlock(is_top_level(utility), statement.as_ptr()) }
+}
+
+/// Raises in a read-only transaction and on a standby.
+pub fn prevent_if_read_only(statement: &CStr) {
+    // SAFETY: raise or return.
+    unsafe {
+        pg_sys::PreventCommandIfReadOnly(statement.as_ptr());
+        pg_sys::PreventCommandDuringRecovery(statement.as_ptr());
+    }
+}
+
+/// The OID of a database; None when there is none of that name.
+pub fn database_named(name: &[u8]) -> Option<Oid> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: with missing_ok it returns InvalidOid.
+    let database = unsafe { pg_sys::get_database_oid(name.as_ptr(), true) };
+    (database != Oid::INVALID).then_some(database)
+}

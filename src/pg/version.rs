@@ -1,0 +1,217 @@
+//! Every difference between the supported major versions that this crate meets, as a function each.
+
+use pgrx::pg_sys;
+use std::ffi::{c_char, c_void, CStr};
+
+/// The record of a string setting, or null. `name` is one of core's or our own, so it is there.
+pub fn find_string_setting(name: &CStr) -> *mut pg_sys::config_string {
+    #[cfg(feature = "pg15")]
+    // SAFETY: get_guc_variables returns the array of GetNumConfigOptions() records, fixed while we look.
+    unsafe {
+        let all = pg_sys::get_guc_variables();
+        for i in 0..num_settings() {
+            let record = *all.add(i);
+            if CStr::from_ptr((*record).name) == name && (*record).vartype == pg_sys::config_type::PGC_STRING {
+                return record.cast();
+            }
+        }
+        std::ptr::null_mut()
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: with skip_errors set, find_option returns null for what it doesn't know.
+    unsafe {
+        let record = pg_sys::find_option(name.as_ptr(), false, true, pgrx::PgLogLevel::ERROR as i32);
+        if record.is_null() || (*record).vartype != pg_sys::config_type::PGC_STRING {
+            std::ptr::null_mut()
+        } else {
+            record.cast()
+        }
+    }
+}
+
+#[cfg(feature = "pg15")]
+fn num_settings() -> usize {
+    extern "C" {
+        fn GetNumConfigOptions() -> std::ffi::c_int;
+    }
+    // SAFETY: reads a counter; cannot raise.
+    unsafe { GetNumConfigOptions() as usize }
+}
+
+/// Memory that the settings machinery will free: malloc before 16, its own context since. Null when there is none.
+pub fn setting_alloc(size: usize) -> *mut c_void {
+    #[cfg(feature = "pg15")]
+    {
+        extern "C" {
+            fn malloc(size: usize) -> *mut c_void;
+        }
+        // SAFETY: plain malloc.
+        unsafe { malloc(size) }
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: below ERROR it returns null instead of raising.
+    unsafe {
+        pg_sys::guc_malloc(pgrx::PgLogLevel::LOG as i32, size)
+    }
+}
+
+/// Frees what [`setting_alloc`] or a check hook of core's gave.
+///
+/// # Safety
+/// `pointer` comes from there and nothing else refers to it.
+pub unsafe fn setting_free(pointer: *mut c_void) {
+    #[cfg(feature = "pg15")]
+    {
+        extern "C" {
+            fn free(pointer: *mut c_void);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { free(pointer) }
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::guc_free(pointer)
+    }
+}
+
+/// Whether `member` may SET ROLE to `role` (16 and later: the SET option of each step counts).
+pub fn may_set_role(member: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: catalog look-up in a transaction; errors unwind.
+    unsafe {
+        pg_sys::is_member_of_role(member, role)
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::member_can_set_role(member, role)
+    }
+}
+
+/// A row of pg_auth_members: who is granted, and how.
+pub struct MembershipRow {
+    pub role: pg_sys::Oid,
+    pub admin: bool,
+    /// None before 16, where inheriting is the member's attribute.
+    pub inherit: Option<bool>,
+    /// Always before 16.
+    pub set: bool,
+}
+
+/// Reads a row; the bindings have no struct for it.
+///
+/// # Safety
+/// `tuple` is one of the AUTHMEMMEMROLE cache.
+pub unsafe fn membership_row(tuple: pg_sys::HeapTuple) -> MembershipRow {
+    let column = |number: i16| {
+        let mut is_null = false;
+        // SAFETY: the caller's promise; all columns are NOT NULL.
+        unsafe {
+            pg_sys::SysCacheGetAttr(
+                pg_sys::SysCacheIdentifier::AUTHMEMMEMROLE as i32,
+                tuple,
+                number,
+                &raw mut is_null,
+            )
+        }
+    };
+    let flag = |number| column(number).value() & 0xFF != 0;
+    let role = |number| pg_sys::Oid::from(column(number).value() as u32);
+    if cfg!(feature = "pg15") {
+        MembershipRow { role: role(1), admin: flag(4), inherit: None, set: true }
+    } else {
+        MembershipRow { role: role(2), admin: flag(5), inherit: Some(flag(6)), set: flag(7) }
+    }
+}
+
+/// The low half of an ACL item's bits are privileges, the high half the right to grant them.
+pub fn acl_halves(bits: pg_sys::AclMode) -> (u64, u64) {
+    let bits = u64::from(bits);
+    if cfg!(feature = "pg15") {
+        (bits & 0xFFFF, bits >> 16)
+    } else {
+        (bits & 0xFFFF_FFFF, bits >> 32)
+    }
+}
+
+/// The admin option that a GRANT or REVOKE of roles asks for, as the grammar of this version hands it over.
+pub enum AdminClause {
+    /// Nothing said.
+    Plain,
+    /// `WITH ADMIN OPTION`, `WITH ADMIN TRUE`; with REVOKE: `ADMIN OPTION FOR`.
+    Admin,
+    /// `WITH ADMIN TRUE, SET FALSE`.
+    AdminOnly,
+    /// An option that SET USER has no use for.
+    Unsupported(String),
+}
+
+/// What `statement` says of the admin option.
+///
+/// # Safety
+/// `statement` is a GrantRoleStmt as the grammar made it.
+pub unsafe fn admin_clause(statement: *mut pg_sys::GrantRoleStmt) -> AdminClause {
+    #[cfg(feature = "pg15")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        if (*statement).admin_opt {
+            AdminClause::Admin
+        } else {
+            AdminClause::Plain
+        }
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: opt is a list of DefElem whose arguments the grammar made booleans or strings.
+    unsafe {
+        let (mut admin, mut set) = (None, None);
+        for element in super::nodes::list_pointers((*statement).opt) {
+            let element: *mut pg_sys::DefElem = element.cast();
+            let name = CStr::from_ptr((*element).defname).to_string_lossy().into_owned();
+            match name.as_str() {
+                "admin" => admin = Some((*element).arg.is_null() || pg_sys::defGetBoolean(element)),
+                "set" if (*statement).is_grant => set = Some(pg_sys::defGetBoolean(element)),
+                other => return AdminClause::Unsupported(other.to_owned()),
+            }
+        }
+        match (admin.unwrap_or(false), set.unwrap_or(true)) {
+            (false, true) => AdminClause::Plain,
+            (false, false) => AdminClause::Unsupported("set".to_owned()),
+            (true, true) => AdminClause::Admin,
+            (true, false) => AdminClause::AdminOnly,
+        }
+    }
+}
+
+/// This backend's place among the server's processes: 0 to MaxBackends - 1 for client backends.
+pub fn backend_slot() -> usize {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    // SAFETY: MyProc is set in every process that runs our code.
+    unsafe {
+        (*pg_sys::MyProc).pgprocno as usize
+    }
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    // SAFETY: a plain global.
+    unsafe {
+        pg_sys::MyProcNumber as usize
+    }
+}
+
+/// The error text of a check hook: what call_check_hook reports.
+pub fn set_check_message(message: &str, detail: Option<&str>, hint: Option<&str>) {
+    fn copy(text: &str) -> *mut c_char {
+        let text = std::ffi::CString::new(text.replace('\0', "")).unwrap_or_default();
+        // SAFETY: pstrdup copies into the current context, which outlives the report.
+        unsafe { pg_sys::pstrdup(text.as_ptr()) }
+    }
+    // SAFETY: plain globals that guc.c reads after the hook returned false.
+    unsafe {
+        pg_sys::GUC_check_errmsg_string = copy(message);
+        if let Some(detail) = detail {
+            pg_sys::GUC_check_errdetail_string = copy(detail);
+        }
+        if let Some(hint) = hint {
+            pg_sys::GUC_check_errhint_string = copy(hint);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! stub
+pub fn redact(text: &[u8]) -> Vec<u8> {
+    text.to_vec()
+}

@@ -1,0 +1,414 @@
+//! Who this session is: the only place that changes it.
+//!
+//! The settings tell their values one by one and in no order (`pg/guc.rs`); here they are recorded, and one function,
+//! [`derive`], says from the record who is in force. ROLLBACK, savepoints, SET LOCAL and a failing COMMIT then come out
+//! right by themselves, because the settings machinery undoes values as it always does (S3).
+//!
+//! What others are told (the table of active impersonations, the audit) is compared with what is in force after each
+//! derivation: [`reconcile`]. It runs while a transaction ends, when nothing may raise or wait, so the queue space for
+//! what it says was set aside when the impersonation began (`statements::Standing`).
+
+use crate::audit::{Event, Kind};
+use crate::pg::active;
+use crate::pg::guc::{self, name_bytes, name_of, name_text, Handlers, Name, Refusal, RoleState, TargetState};
+use crate::pg::identity;
+use crate::pg::trampoline::{self, TransactionEnd};
+use crate::statements;
+use pgrx::pg_sys::Oid;
+use pgrx::PgSqlErrorCode;
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
+
+/// What has been told to others of the impersonation in force.
+#[derive(Clone, Copy)]
+struct Told {
+    state: TargetState,
+}
+
+/// Why an impersonation ends, as the RESETUSER row's detail says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    Asked,
+    Switched,
+    Rollback,
+    EndOfTransaction,
+    Discard,
+    Disconnect,
+    Terminated,
+}
+
+impl Cause {
+    fn as_str(self) -> &'static str {
+        match self {
+            Cause::Asked => "asked",
+            Cause::Switched => "switched",
+            Cause::Rollback => "rollback",
+            Cause::EndOfTransaction => "end of transaction",
+            Cause::Discard => "discard",
+            Cause::Disconnect => "disconnect",
+            Cause::Terminated => "terminated",
+        }
+    }
+
+    fn detail(self) -> String {
+        format!("{{\"cause\": \"{}\"}}", self.as_str())
+    }
+}
+
+struct Session {
+    target: Cell<Option<TargetState>>,
+    role: Cell<RoleState>,
+    told: Cell<Option<Told>>,
+    /// The state that the next value of `impersonate.target` stands for: set around our own change alone.
+    wanted: Cell<Option<TargetState>>,
+    changing: Cell<bool>,
+    /// How the transaction, or the part of it whose settings are being popped, ended.
+    ending: Cell<TransactionEnd>,
+    /// An impersonation that lost its session user: it doesn't come back if that user does.
+    dead: Cell<[u8; 16]>,
+    /// The connection is ending: everything has been told.
+    exiting: Cell<bool>,
+}
+
+thread_local! {
+    static SESSION: Session = const {
+        Session {
+            target: Cell::new(None),
+            role: Cell::new(RoleState { role: Oid::INVALID, superuser: false, impersonation: [0; 16], name: [0; 64] }),
+            told: Cell::new(None),
+            wanted: Cell::new(None),
+            changing: Cell::new(false),
+            ending: Cell::new(TransactionEnd::Commit),
+            dead: Cell::new([0; 16]),
+            exiting: Cell::new(false),
+        }
+    };
+}
+
+/// For `pg/guc.rs`.
+pub static HANDLERS: Handlers = Handlers {
+    target_wanted,
+    target_assigned,
+    target_shown,
+    impersonation: || in_force().map(|state| (state.id, state.target)),
+    role_assigned,
+    role_shown,
+    session_user_changes,
+    session_user_changed: derive,
+};
+
+/// The impersonation in force, if there is one.
+pub fn in_force() -> Option<TargetState> {
+    SESSION.with(|session| {
+        let state = session.target.get()?;
+        (state.impersonator == identity::session_user() && state.id != session.dead.get()).then_some(state)
+    })
+}
+
+/// The name of the role in force inside an impersonation: the target's, or that of a SET ROLE after it.
+pub fn role_name_in_force(state: &TargetState) -> Name {
+    let role = SESSION.with(|session| session.role.get());
+    if role.impersonation == state.id && role.role != Oid::INVALID {
+        role.name
+    } else {
+        state.target_name
+    }
+}
+
+/// The role that the impersonator is in by SET ROLE, from before any impersonation (G6).
+pub fn via() -> Option<Oid> {
+    match in_force() {
+        Some(state) => (state.via != Oid::INVALID).then_some(state.via),
+        None => identity::set_role(),
+    }
+}
+
+fn target_wanted(value: &CStr) -> Result<TargetState, Refusal> {
+    let wanted = SESSION.with(|session| session.wanted.get());
+    wanted.filter(|state| name_bytes(&state.target_name) == value.to_bytes()).ok_or_else(|| Refusal {
+        sqlstate: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        message: "impersonate.target cannot be set directly".to_owned(),
+        detail: None,
+        hint: Some(format!("Use SELECT setuser({});", impersonate_policy::quote_literal(&value.to_string_lossy()))),
+    })
+}
+
+fn target_assigned(state: Option<&TargetState>) {
+    SESSION.with(|session| {
+        let leaves = in_force().is_some_and(|now| state.is_none_or(|next| next.id != now.id));
+        // A value that comes back while a transaction ends is the settings machinery's doing. Inside one, only we
+        // change it: else it is a RESET, from wherever, and the target's code must not be able to (X1).
+        if leaves && identity::in_transaction() && !session.changing.get() {
+            pgrx::ereport!(
+                pgrx::PgLogLevel::ERROR,
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "impersonate.target cannot be reset directly",
+                "End the impersonation with SELECT setuser();"
+            );
+        }
+        session.target.set(state.copied());
+        derive();
+    });
+}
+
+fn target_shown() -> Name {
+    in_force().map_or([0; 64], |state| state.target_name)
+}
+
+fn role_assigned(state: &RoleState) {
+    SESSION.with(|session| session.role.set(*state));
+    derive();
+}
+
+fn role_shown() -> Option<Name> {
+    in_force().map(|state| role_name_in_force(&state))
+}
+
+/// X1: RESET SESSION AUTHORIZATION reaches the assign hook without a check.
+fn session_user_changes() {
+    if identity::in_transaction() && in_force().is_some() {
+        let refusal = guc::session_refusal();
+        pgrx::ereport!(
+            pgrx::PgLogLevel::ERROR,
+            refusal.sqlstate,
+            refusal.message,
+            refusal.hint.unwrap_or_default()
+        );
+    }
+}
+
+/// Puts in force what the recorded values amount to.
+fn derive() {
+    SESSION.with(|session| {
+        if let Some(state) = session.target.get() {
+            let aborting =
+                matches!(session.ending.get(), TransactionEnd::Abort | TransactionEnd::SubtransactionAbort);
+            if state.impersonator != identity::session_user() && (identity::in_transaction() || !aborting) {
+                session.dead.set(state.id);
+            }
+        }
+        let role = session.role.get();
+        let role_set = role.role != Oid::INVALID;
+        identity::put_in_force(match in_force() {
+            Some(state) if role_set && role.impersonation == state.id => Some((role.role, role.superuser)),
+            Some(state) => Some((state.target, state.target_superuser)),
+            None if role_set && role.impersonation == [0; 16] => Some((role.role, role.superuser)),
+            None => None,
+        });
+        if !session.changing.get() {
+            reconcile();
+        }
+    });
+}
+
+/// Tells others what changed under them: that an impersonation ended, or that a ROLLBACK brought one back.
+///
+/// Waits for nothing and raises nothing.
+fn reconcile() {
+    let now = in_force();
+    SESSION.with(|session| {
+        let told = session.told.get();
+        if session.exiting.get() || told.map(|told| told.state.id) == now.map(|state| state.id) {
+            return;
+        }
+        let cause = if matches!(session.ending.get(), TransactionEnd::Abort | TransactionEnd::SubtransactionAbort) {
+            Cause::Rollback
+        } else {
+            Cause::EndOfTransaction
+        };
+        if let Some(told) = told {
+            tell_end(&told.state, cause, None);
+        }
+        if let Some(state) = now {
+            tell_return(&state, cause);
+        }
+        session.told.set(now.map(|state| Told { state }));
+        trampoline::watch(now.is_some() || statements::any_open());
+    });
+}
+
+fn publish(state: &TargetState) {
+    active::publish(Some(&active::Entry { pid: identity::pid(), database: identity::database(), state: *state }));
+}
+
+fn event<'a>(kind: Kind, state: &'a TargetState, detail: Option<&'a [u8]>) -> Event<'a> {
+    Event {
+        kind,
+        user_name: name_bytes(&state.target_name),
+        session_user_name: name_bytes(&state.impersonator_name),
+        role_name: name_bytes(&state.target_name),
+        impersonation_id: Some(state.id),
+        grant_id: (state.grant_id != 0).then_some(state.grant_id),
+        detail,
+        ..statements::blank_event(kind)
+    }
+}
+
+fn tell_end(state: &TargetState, cause: Cause, statement: Option<&[u8]>) {
+    let detail = cause.detail();
+    active::publish(None);
+    statements::tell_standing(&Event { statement, ..event(Kind::ResetUser, state, Some(detail.as_bytes())) });
+}
+
+fn tell_return(state: &TargetState, cause: Cause) {
+    let detail = cause.detail();
+    publish(state);
+    statements::tell_standing(&event(Kind::SetUser, state, Some(detail.as_bytes())));
+}
+
+/// A judged switch, ready to be made.
+pub struct Switch<'a> {
+    pub impersonator: Oid,
+    pub target: Oid,
+    pub grant_id: Option<i64>,
+    pub reason: Option<&'a [u8]>,
+    pub local: bool,
+    pub cookie: Option<[u8; 32]>,
+    pub no_revert: bool,
+    /// The statement as the audit has it: without the cookie.
+    pub statement: &'a str,
+}
+
+/// Starts an impersonation, or switches over. On record before it is in force; raises when it can't be.
+pub fn start(switch: &Switch) -> Name {
+    let impersonator_name = identity::role_name(switch.impersonator).unwrap_or_default();
+    let target_name = identity::role_name(switch.target).unwrap_or_default();
+    let state = TargetState {
+        id: crate::pg::rights::random_bytes(),
+        impersonator: switch.impersonator,
+        target: switch.target,
+        target_superuser: identity::superuser(switch.target),
+        via: via().unwrap_or(Oid::INVALID),
+        grant_id: switch.grant_id.unwrap_or(0),
+        since: identity::now(),
+        impersonator_name: name_of(&impersonator_name),
+        target_name: name_of(&target_name),
+        cookie: switch.cookie,
+        no_revert: switch.no_revert,
+        reason: guc::Reason::new(switch.reason.unwrap_or_default()),
+    };
+    trampoline::follow_transactions();
+    statements::stand_by();
+    let value = CString::new(target_name).unwrap_or_default();
+    let recorded = Event {
+        statement: Some(switch.statement.as_bytes()),
+        reason: switch.reason,
+        ..event(Kind::SetUser, &state, None)
+    };
+    let space = recorded.size();
+    crate::audit::reserve(space);
+    SESSION.with(|session| {
+        if let Some(old) = session.told.get() {
+            tell_end(&old.state, Cause::Switched, None);
+        }
+        let sequence = crate::audit::push_reserved(&recorded, space);
+        // From here a failure is undone by the transaction: told, not in force, hence a RESETUSER when it aborts.
+        session.told.set(Some(Told { state }));
+        session.changing.set(true);
+        publish(&state);
+        trampoline::watch(true);
+        crate::audit::wait_stored(sequence);
+        session.wanted.set(Some(state));
+        guc::set_target(&value, switch.local);
+        session.wanted.set(None);
+        session.changing.set(false);
+    });
+    state.target_name
+}
+
+/// Ends the impersonation in force, if there is one.
+pub fn end(cause: Cause, statement: Option<&str>) {
+    let Some(state) = in_force() else { return };
+    SESSION.with(|session| {
+        statements::stand_by();
+        session.changing.set(true);
+        guc::set_target(c"", false);
+        session.changing.set(false);
+        session.told.set(None);
+        tell_end(&state, cause, statement.map(str::as_bytes));
+        trampoline::watch(statements::any_open());
+    });
+}
+
+/// Whether the impersonation in force may be changed by a call that brings this cookie (S7).
+pub fn may_change(cookie: Option<&[u8; 32]>) -> Result<(), Refusal> {
+    let Some(state) = in_force() else { return Ok(()) };
+    let refusal = |message: &str, hint: &str| Refusal {
+        sqlstate: PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        message: message.to_owned(),
+        detail: Some(format!(
+            "Role \"{}\" impersonates \"{}\".",
+            name_text(&state.impersonator_name),
+            name_text(&state.target_name)
+        )),
+        hint: Some(hint.to_owned()),
+    };
+    if state.no_revert {
+        return Err(refusal(
+            "this impersonation lasts until the connection ends",
+            "It was started with no_revert. Close the connection to end it.",
+        ));
+    }
+    match &state.cookie {
+        Some(required) if cookie != Some(required) => Err(refusal(
+            "this impersonation can be changed only with its cookie",
+            "Give the cookie that it was started with, or close the connection.",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The transaction, or a part of it, ends: its settings are popped after this.
+pub fn transaction_ends(end: TransactionEnd) {
+    SESSION.with(|session| {
+        session.ending.set(end);
+        let aborted = matches!(end, TransactionEnd::Abort | TransactionEnd::SubtransactionAbort);
+        if aborted && session.changing.replace(false) {
+            // A switch that failed half-way: told, but never in force.
+            session.wanted.set(None);
+            reconcile();
+        }
+    });
+}
+
+/// The connection ends (X3: nothing of the identity is left).
+pub fn connection_ends(terminated: bool) {
+    SESSION.with(|session| {
+        session.exiting.set(true);
+        if let Some(told) = session.told.take() {
+            tell_end(&told.state, if terminated { Cause::Terminated } else { Cause::Disconnect }, None);
+        }
+    });
+}
+
+/// The impersonator's name for events, without a catalog while impersonating.
+pub fn names_for_events() -> Option<(TargetState, Name)> {
+    let told = SESSION.with(|session| session.told.get())?;
+    Some((told.state, role_name_in_force(&told.state)))
+}
+
+/// The id shown as text.
+pub fn datum_of_id(id: [u8; 16]) -> pgrx::Uuid {
+    pgrx::Uuid::from_bytes(id)
+}
+
+/// X3: DISCARD ALL ends an impersonation that has no cookie, and fails with one.
+pub fn discard() {
+    if let Err(refusal) = may_change(None) {
+        raise(&refusal);
+    }
+    end(Cause::Discard, None);
+}
+
+/// Raises a refusal as an error.
+pub fn raise(refusal: &Refusal) -> ! {
+    let mut report = pgrx::pg_sys::panic::ErrorReport::new(refusal.sqlstate, refusal.message.clone(), "");
+    if let Some(detail) = &refusal.detail {
+        report = report.set_detail(detail.clone());
+    }
+    if let Some(hint) = &refusal.hint {
+        report = report.set_hint(hint.clone());
+    }
+    report.report(pgrx::PgLogLevel::ERROR);
+    unreachable!("an error does not return")
+}

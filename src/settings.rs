@@ -1,0 +1,70 @@
+//! The settings, but for `impersonate.target`, which is the session's state (see `pg/guc.rs`), and the queue's.
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+
+/// Whose statements get a STATEMENT row (L3).
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+#[allow(non_camel_case_types)]
+pub enum AuditStatements {
+    none,
+    impersonated,
+    all,
+}
+
+// A target that cannot log in is nobody's identity: off lets group roles be acted as (S5).
+static REQUIRE_LOGIN: GucSetting<bool> = GucSetting::<bool>::new(true);
+// Impersonated: what was done under another identity is what nobody else records.
+static AUDIT_STATEMENTS: GucSetting<AuditStatements> =
+    GucSetting::<AuditStatements>::new(AuditStatements::impersonated);
+// 64 kB holds what people write; what programs write is told by length and SHA-256 (L10).
+static AUDIT_STATEMENT_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);
+
+/// Whether a target must be able to log in (S5).
+pub fn require_login() -> bool {
+    REQUIRE_LOGIN.get()
+}
+
+/// Whose statements are recorded.
+pub fn audit_statements() -> AuditStatements {
+    AUDIT_STATEMENTS.get()
+}
+
+/// Bytes of statement text that a row keeps.
+pub fn audit_statement_limit() -> usize {
+    usize::try_from(AUDIT_STATEMENT_LIMIT.get()).unwrap_or(64) * 1024
+}
+
+/// Defines them. In the postmaster, while libraries are preloaded.
+pub fn define() {
+    GucRegistry::define_bool_guc(
+        c"impersonate.require_login",
+        c"Only a role with LOGIN that has not expired can be impersonated.",
+        c"",
+        &REQUIRE_LOGIN,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"impersonate.audit_statements",
+        c"Whose top-level statements are recorded in impersonate.audit.",
+        c"none, impersonated (those run under an impersonation), or all.",
+        &AUDIT_STATEMENTS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"impersonate.audit_statement_limit",
+        c"Statement text beyond this length is cut; its length and SHA-256 stay in detail.",
+        c"",
+        &AUDIT_STATEMENT_LIMIT,
+        1,
+        1024,
+        GucContext::Suset,
+        GucFlags::UNIT_KB,
+    );
+}
+
+/// Any other name that begins with `impersonate.` is a mistake.
+pub fn reserve_prefix() {
+    crate::pg::guc::reserve_prefix();
+}

@@ -1,0 +1,344 @@
+//! Top-level statements under an impersonation, from their beginning to their row in the audit (L3).
+//!
+//! Space in the queue is set aside when a statement begins, which may wait or fail: then the statement doesn't run
+//! (L6). So its end, however it comes, can be told without waiting: from an error's way out, from the end of a
+//! transaction, from the end of the connection.
+
+use crate::audit::{self, Event, Kind};
+use crate::pg::guc::{name_bytes, Name, TargetState};
+use crate::pg::{catch, identity, rights};
+use crate::pg::trampoline::{self, Begun, TransactionEnd};
+use crate::{session, settings};
+use sha2::{Digest, Sha256};
+use std::cell::{Cell, OnceCell, RefCell};
+
+/// Events that may have to be told between two statements: at most two while a transaction ends, one more for a
+/// statement that nothing was set aside for, and a switch that fails half-way.
+const STANDING: usize = 5;
+
+/// Bytes set aside for each: names at their longest, and a line of text.
+const STANDING_BYTES: usize = 1024;
+
+/// Text that a standing event keeps.
+const STANDING_TEXT: usize = 256;
+
+struct Open {
+    key: usize,
+    ends_transaction: bool,
+    tag: &'static [u8],
+    text: Vec<u8>,
+    detail: Option<String>,
+    who: Who,
+    begun_at: i64,
+    rows: Option<u64>,
+    /// Bytes set aside; 0: a standing event is used.
+    reserved: usize,
+}
+
+/// Names for an event, as of the statement's beginning.
+#[derive(Clone, Copy)]
+enum Who {
+    Impersonating(TargetState, Name),
+    Login { session_user: Name, role: Name },
+}
+
+thread_local! {
+    static OPEN: RefCell<Vec<Open>> = const { RefCell::new(Vec::new()) };
+    static STANDING_LEFT: Cell<usize> = const { Cell::new(0) };
+    static LOGIN: Cell<Option<(u32, Name)>> = const { Cell::new(None) };
+    /// SQLSTATE of the last error that was reported to the client in this transaction.
+    static LAST_ERROR: Cell<i32> = const { Cell::new(0) };
+    /// The error being reported belongs to a statement that has its row.
+    static ERROR_TOLD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// An event of this session with nothing in it that the caller knows better.
+pub fn blank_event<'a>(kind: Kind) -> Event<'a> {
+    Event {
+        kind,
+        time: identity::now(),
+        user_name: b"",
+        session_user_name: b"",
+        role_name: b"",
+        impersonation_id: None,
+        pid: identity::pid(),
+        session_start: identity::session_start(),
+        application_name: identity::application_name(),
+        client_addr: address(),
+        command_tag: None,
+        statement: None,
+        parameters: None,
+        relations: None,
+        row_count: None,
+        duration_us: None,
+        sqlstate: audit::SUCCESSFUL,
+        grant_id: None,
+        reason: None,
+        detail: None,
+    }
+}
+
+/// The client's address, found once and kept for as long as the backend lives: it doesn't change.
+fn address() -> Option<&'static [u8]> {
+    thread_local! { static ADDRESS: OnceCell<Option<&'static [u8]>> = const { OnceCell::new() }; }
+    ADDRESS.with(|address| *address.get_or_init(|| identity::client_address().map(|text| &*text.leak())))
+}
+
+/// Whether statements are still to be told.
+pub fn any_open() -> bool {
+    OPEN.with(|open| open.try_borrow().is_ok_and(|open| !open.is_empty()))
+}
+
+/// Sets aside what a session needs that has an impersonation. May wait, and raises when the queue can't take it.
+pub fn stand_by() {
+    let missing = STANDING.saturating_sub(STANDING_LEFT.get());
+    if missing > 0 {
+        audit::reserve(missing * STANDING_BYTES);
+        STANDING_LEFT.set(STANDING);
+    }
+}
+
+/// Tells an event for which [`stand_by`] made room. Waits for nothing and raises nothing.
+pub fn tell_standing(event: &Event) {
+    let left = STANDING_LEFT.get();
+    if left > 0 && event.size() <= STANDING_BYTES {
+        STANDING_LEFT.set(left - 1);
+        audit::push_reserved(event, STANDING_BYTES);
+    } else {
+        let _ = audit::try_push(event);
+    }
+}
+
+fn who() -> Option<Who> {
+    if let Some((state, role)) = session::names_for_events() {
+        return Some(Who::Impersonating(state, role));
+    }
+    if settings::audit_statements() != settings::AuditStatements::all {
+        return None;
+    }
+    let user = identity::session_user();
+    if identity::in_transaction() {
+        let name = identity::role_name(user).unwrap_or_default();
+        LOGIN.set(Some((user.into(), crate::pg::guc::name_of(&name))));
+    }
+    let (_, session_user) = LOGIN.get().filter(|(known, _)| *known == u32::from(user))?;
+    let role = if identity::in_transaction() {
+        identity::role_name(identity::role_in_force()).map_or(session_user, |name| crate::pg::guc::name_of(&name))
+    } else {
+        session_user
+    };
+    Some(Who::Login { session_user, role })
+}
+
+impl Who {
+    fn fill<'a>(&'a self, event: Event<'a>) -> Event<'a> {
+        match self {
+            Who::Impersonating(state, role) => Event {
+                user_name: name_bytes(&state.target_name),
+                session_user_name: name_bytes(&state.impersonator_name),
+                role_name: name_bytes(role),
+                impersonation_id: Some(state.id),
+                grant_id: (state.grant_id != 0).then_some(state.grant_id),
+                ..event
+            },
+            Who::Login { session_user, role } => Event {
+                user_name: name_bytes(session_user),
+                session_user_name: name_bytes(session_user),
+                role_name: name_bytes(role),
+                ..event
+            },
+        }
+    }
+}
+
+impl Open {
+    fn event(&self, sqlstate: [u8; 5]) -> Event<'_> {
+        let now = identity::now();
+        self.who.fill(Event {
+            time: self.begun_at,
+            command_tag: Some(self.tag),
+            statement: Some(&self.text),
+            row_count: self.rows.and_then(|rows| i64::try_from(rows).ok()),
+            duration_us: Some(now.saturating_sub(self.begun_at)),
+            sqlstate,
+            detail: self.detail.as_deref().map(str::as_bytes),
+            ..blank_event(Kind::Statement)
+        })
+    }
+
+    fn tell(&self, sqlstate: [u8; 5]) {
+        let event = self.event(sqlstate);
+        if self.reserved > 0 {
+            audit::push_reserved(&event, self.reserved);
+        } else {
+            tell_standing(&event);
+        }
+    }
+}
+
+/// Cuts statement text to what a row keeps, and says what was cut (L10).
+fn kept(text: &[u8], limit: usize) -> (Vec<u8>, Option<String>) {
+    let text = crate::redact::redact(text);
+    if text.len() <= limit {
+        return (text, None);
+    }
+    let digest: String = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
+    let detail = format!("{{\"statement_length\": {}, \"statement_sha256\": \"{digest}\"}}", text.len());
+    (identity::cut(&text, limit).to_vec(), Some(detail))
+}
+
+fn statement_limit() -> usize {
+    settings::audit_statement_limit().min(audit::max_event_bytes().saturating_sub(STANDING_BYTES))
+}
+
+/// A statement begins. May wait for the queue, and raises when the writer can't run: then it doesn't begin.
+pub fn begun(statement: &Begun) {
+    let Some(who) = who() else { return };
+    if matches!(who, Who::Login { .. }) && identity::in_transaction() && !rights::extension_created() {
+        return;
+    }
+    trampoline::follow_transactions();
+    let (text, detail) =
+        kept(statement.text, if statement.must_run { STANDING_TEXT } else { statement_limit() });
+    let mut open = Open {
+        key: statement.key,
+        ends_transaction: statement.ends_transaction,
+        tag: statement.tag,
+        text,
+        detail,
+        who,
+        begun_at: identity::now(),
+        // Present in the size that is set aside.
+        rows: None,
+        reserved: 0,
+    };
+    if !statement.must_run {
+        stand_by();
+        let bytes = open.event(audit::SUCCESSFUL).size();
+        audit::reserve(bytes);
+        open.reserved = bytes;
+    }
+    ERROR_TOLD.set(false);
+    OPEN.with_borrow_mut(|all| all.push(open));
+}
+
+/// A part of a statement ran and gave or touched this many rows.
+pub fn rows(key: usize, rows: u64) {
+    OPEN.with_borrow_mut(|all| {
+        if let Some(open) = all.iter_mut().rfind(|open| open.key == key) {
+            open.rows = Some(open.rows.unwrap_or(0) + rows);
+        }
+    });
+}
+
+fn take(key: usize) -> Option<Open> {
+    let taken = OPEN.with_borrow_mut(|all| {
+        let place = all.iter().rposition(|open| open.key == key)?;
+        Some(all.remove(place))
+    });
+    if session::in_force().is_none() && !any_open() {
+        trampoline::watch(false);
+    }
+    taken
+}
+
+/// A statement ended well. A COMMIT has not yet: its outcome is the transaction's.
+pub fn ended(key: usize) {
+    let waits = OPEN.with_borrow(|all| all.iter().rfind(|open| open.key == key).is_some_and(|open| open.ends_transaction));
+    if waits {
+        return;
+    }
+    if let Some(open) = take(key) {
+        open.tell(audit::SUCCESSFUL);
+    }
+}
+
+/// A statement failed.
+pub fn failed(key: usize, sqlstate: i32) {
+    if let Some(open) = take(key) {
+        open.tell(catch::sqlstate_text(sqlstate));
+        ERROR_TOLD.set(true);
+    }
+}
+
+/// The statement being run is told in another way: as SETUSER, RESETUSER or DENIED.
+pub fn told_otherwise(key: usize) {
+    if let Some(open) = take(key) {
+        audit::release(open.reserved);
+        ERROR_TOLD.set(true);
+    }
+}
+
+/// An error is on its way to the client. One that no open statement has told is of a statement that never began:
+/// it didn't parse, or its transaction could not be committed.
+pub fn reported(sqlstate: i32, query: &[u8]) {
+    LAST_ERROR.set(sqlstate);
+    let commits = OPEN.with_borrow(|all| all.iter().any(|open| open.ends_transaction));
+    if ERROR_TOLD.replace(false) || commits {
+        return;
+    }
+    let Some(who) = who() else { return };
+    let begun_at = identity::now();
+    let (text, detail) = kept(query, statement_limit());
+    let whole = Open {
+        key: 0,
+        ends_transaction: false,
+        tag: b"",
+        text,
+        detail,
+        who,
+        begun_at,
+        rows: None,
+        reserved: 0,
+    };
+    let event = Event { command_tag: None, ..whole.event(catch::sqlstate_text(sqlstate)) };
+    if audit::try_push(&event).is_none() {
+        let (text, detail) = kept(query, STANDING_TEXT);
+        let detail = detail.as_deref().map(str::as_bytes);
+        tell_standing(&Event { statement: Some(&text), detail, ..event });
+    }
+}
+
+/// The transaction, or a part of it, ended: what waited for it is told, and what it took along.
+pub fn transaction_ends(end: TransactionEnd) {
+    match end {
+        TransactionEnd::SubtransactionCommit | TransactionEnd::SubtransactionAbort => return,
+        // A procedure that ends transactions while it runs is not over.
+        _ if trampoline::depth() > 0 => return,
+        TransactionEnd::Commit => tell_all(audit::SUCCESSFUL),
+        TransactionEnd::Abort => {
+            let error = LAST_ERROR.replace(0);
+            tell_all(if error == 0 { *b"40000" } else { catch::sqlstate_text(error) });
+        }
+    }
+    if end == TransactionEnd::Commit && session::in_force().is_none() {
+        audit::release(STANDING_LEFT.replace(0) * STANDING_BYTES);
+    }
+    LAST_ERROR.set(0);
+}
+
+fn tell_all(sqlstate: [u8; 5]) {
+    let all = OPEN.with_borrow_mut(std::mem::take);
+    for open in &all {
+        open.tell(sqlstate);
+    }
+    if session::in_force().is_none() {
+        trampoline::watch(false);
+    }
+}
+
+/// The connection ends: statements that it cut off are told.
+pub fn connection_ends() {
+    let error = LAST_ERROR.get();
+    tell_all(if error == 0 { *b"08006" } else { catch::sqlstate_text(error) });
+}
+
+/// Whether the connection ends because somebody ended it.
+pub fn terminated() -> bool {
+    matches!(&catch::sqlstate_text(LAST_ERROR.get()), b"57P01" | b"57P05" | b"25P03")
+}
+
+/// SHA-256.
+pub fn digest(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}

@@ -1,0 +1,478 @@
+//! A cluster that a test may do anything to.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use postgres::{Client, Config, NoTls};
+
+use crate::wait::{wait_until, within};
+use crate::{account, guard, unique};
+
+/// The role that owns every cluster, a superuser.
+const OWNER: &str = "postgres";
+
+// ------------------------------------------------------------------------------------------------- the installation ---
+
+/// The folder of the server's programs.
+fn bin_dir() -> &'static Path {
+    static BIN_DIR: OnceLock<PathBuf> = OnceLock::new();
+    BIN_DIR.get_or_init(|| {
+        let pg_config = env::var_os("TEST_PG_CONFIG").map(PathBuf::from).unwrap_or_else(|| {
+            let major = env::var("PG").unwrap_or_else(|_| "15".to_owned());
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!(
+                "../../.tools/pg{major}/usr/lib/postgresql/{major}/bin/pg_config"
+            ))
+        });
+        let output = Command::new(&pg_config)
+            .arg("--bindir")
+            .output()
+            .unwrap_or_else(|error| panic!("cannot run {}: {error}; make dev sets it up", pg_config.display()));
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
+    })
+}
+
+/// A program of the server, with nothing of the caller's environment that would make it talk to another one.
+fn program(name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(bin_dir().join(name.as_ref()));
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("PG") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env("LC_ALL", "C")
+        .current_dir(guard::folder())
+        .stdin(Stdio::null());
+    command
+}
+
+/// A program of the server that must not run as root.
+fn server_program(name: &str) -> Command {
+    let mut command = program(name);
+    command.env("HOME", guard::folder());
+    account::run_as(&mut command);
+    command
+}
+
+fn run(command: &mut Command) {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{said}", output.status);
+}
+
+/// An empty data folder, made once and copied: initdb takes longer than a server's start.
+fn template() -> &'static Path {
+    static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+    TEMPLATE.get_or_init(|| {
+        let folder = guard::folder().join("template");
+        run(server_program("initdb")
+            .arg("-D")
+            .arg(&folder)
+            .args(["-U", OWNER])
+            .args(["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]));
+        folder
+    })
+}
+
+// -------------------------------------------------------------------------------------------------------- a cluster ---
+
+/// Settings for a cluster to come.
+#[derive(Default)]
+pub struct Builder {
+    settings: Vec<(String, String)>,
+    keep: bool,
+    tcp: bool,
+}
+
+impl Builder {
+    /// A line of postgresql.conf; a later one wins.
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// What is committed must be on disk, as in production: for tests of crashes. Otherwise nothing is ever synced.
+    pub fn durable(mut self) -> Self {
+        self.keep = true;
+        self
+    }
+
+    /// Also listens to a free port of 127.0.0.1, where it trusts everybody too.
+    pub fn tcp(mut self) -> Self {
+        self.tcp = true;
+        self
+    }
+
+    pub fn start(self) -> Cluster {
+        let mut cluster = self.create();
+        cluster.start();
+        cluster
+    }
+
+    /// Without starting it.
+    pub fn create(self) -> Cluster {
+        let folder = guard::folder().join(unique("cluster"));
+        fs::create_dir(&folder).unwrap();
+        account::give(&folder).unwrap();
+        // Ownership and modes included; a socket's or a pid's file is not yet there.
+        run(Command::new("cp").arg("-a").arg(template()).arg(folder.join("data")));
+
+        let port = if self.tcp { free_port() } else { 5432 };
+        let cluster = Cluster {
+            folder,
+            port,
+            server: None,
+        };
+        cluster.set("unix_socket_directories", &cluster.folder.display().to_string());
+        cluster.set("listen_addresses", if self.tcp { "127.0.0.1" } else { "" });
+        cluster.set("port", &port.to_string());
+        cluster.set("shared_preload_libraries", "impersonate");
+        cluster.set("max_connections", "50");
+        cluster.set("max_prepared_transactions", "10");
+        if !self.keep {
+            cluster.set("fsync", "off");
+            cluster.set("full_page_writes", "off");
+        }
+        for (name, value) in &self.settings {
+            cluster.set(name, value);
+        }
+        cluster
+    }
+}
+
+/// A port that nobody has now. Another process may take it before the server does; the server's start fails then.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port is free")
+        .port()
+}
+
+/// What a program printed, and whether it was content.
+#[derive(Debug)]
+pub struct Output {
+    pub ok: bool,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A running or stopped server with its data. Ends, and is deleted, with this value.
+pub struct Cluster {
+    folder: PathBuf,
+    port: u16,
+    server: Option<Child>,
+}
+
+impl Cluster {
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// With impersonate preloaded and no other settings.
+    pub fn start_new() -> Cluster {
+        Cluster::builder().start()
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// The folder of the socket, as a host's name for clients.
+    pub fn host(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Everything the server has logged, over all its starts.
+    pub fn log(&self) -> String {
+        fs::read(self.folder.join("log"))
+            .map(|log| String::from_utf8_lossy(&log).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Adds a line to postgresql.conf, for the next start or [`Cluster::reload`].
+    pub fn set(&self, name: &str, value: &str) {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(self.data().join("postgresql.conf"))
+            .unwrap();
+        writeln!(file, "{name} = '{}'", value.replace('\'', "''")).unwrap();
+    }
+
+    // Starting and stopping -------------------------------------------------------------------------------------------
+
+    /// Starts it and waits until it takes connections.
+    ///
+    /// # Panics
+    /// When it does not come up, with its log.
+    #[track_caller]
+    pub fn start(&mut self) {
+        if !self.try_start() {
+            panic!("the server did not start:\n{}", self.log());
+        }
+    }
+
+    /// Whether it started: some settings must make it refuse.
+    pub fn try_start(&mut self) -> bool {
+        assert!(self.server.is_none(), "the server is running already");
+        // Written by the server, of which root's file would be closed.
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("log"))
+            .unwrap();
+        let mut command = server_program("postgres");
+        command
+            .arg("-D")
+            .arg(self.data())
+            .stdout(Stdio::from(log.try_clone().unwrap()))
+            .stderr(Stdio::from(log));
+        // Ctrl-C is for the tests; the guard stops the server.
+        command.process_group(0);
+        let mut server = command.spawn().expect("the server's program can be run");
+        let pid = server.id().to_string();
+        let mut alive = true;
+        let mut ready = false;
+        // The eighth line of postmaster.pid is what pg_ctl goes by.
+        wait_until("the server is up", || {
+            alive = server.try_wait().unwrap().is_none();
+            let status = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+            let mut lines = status.lines();
+            ready = lines.next() == Some(pid.as_str())
+                && lines
+                    .nth(6)
+                    .is_some_and(|line| ["ready", "standby"].contains(&line.trim()));
+            ready || !alive
+        });
+        if alive {
+            self.server = Some(server);
+        }
+        ready && alive
+    }
+
+    /// Lets no one in any more, ends every connection, and checkpoints.
+    pub fn stop(&mut self) {
+        self.end("INT");
+    }
+
+    /// Ends at once, without a checkpoint, as after a crash of the server.
+    pub fn stop_immediately(&mut self) {
+        self.end("QUIT");
+    }
+
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    /// Kills every process of the server at once, with no chance to do anything: what a power cut leaves of it, but
+    /// for what the system had not written yet.
+    pub fn kill(&mut self) {
+        let mut server = self.server.take().expect("the server is running");
+        let postmaster = server.id();
+        // Stopped first, lest it notice that its children go, or start new ones.
+        signal("STOP", postmaster);
+        let children = children(postmaster);
+        signal("KILL", postmaster);
+        for child in &children {
+            signal("KILL", *child);
+        }
+        server.wait().unwrap();
+        wait_until("the server's processes are gone", || {
+            children.iter().all(|child| !is_running(*child))
+        });
+    }
+
+    /// Kills the postmaster alone; its children notice and go by themselves.
+    pub fn kill_postmaster(&mut self) {
+        let mut server = self.server.take().expect("the server is running");
+        let children = children(server.id());
+        signal("KILL", server.id());
+        server.wait().unwrap();
+        wait_until("the server's processes are gone", || {
+            children.iter().all(|child| !is_running(*child))
+        });
+    }
+
+    /// Kills one process of the server, a backend say. The server then ends all connections, recovers, and goes on.
+    pub fn kill_backend(&self, pid: i32) {
+        let pid = u32::try_from(pid).expect("a pid is positive");
+        let server = self.server.as_ref().expect("the server is running").id();
+        assert!(children(server).contains(&pid), "{pid} is no process of this server");
+        signal("KILL", pid);
+        wait_until("the backend is gone", || !is_running(pid));
+    }
+
+    /// Waits until the server takes connections again, after a crash of a backend.
+    #[track_caller]
+    pub fn wait_until_up(&self) {
+        wait_until("the server takes connections", || {
+            self.try_connect(OWNER, OWNER).is_ok()
+        });
+    }
+
+    /// Rereads the settings.
+    pub fn reload(&self) {
+        let mut client = self.connect(OWNER, OWNER);
+        client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    }
+
+    fn end(&mut self, signal_name: &str) {
+        let mut server = self.server.take().expect("the server is running");
+        signal(signal_name, server.id());
+        if !within(Duration::from_secs(30), || server.try_wait().unwrap().is_some()) {
+            signal("QUIT", server.id());
+            server.wait().unwrap();
+            panic!("the server did not stop:\n{}", self.log());
+        }
+    }
+
+    // Clients ---------------------------------------------------------------------------------------------------------
+
+    /// How a client reaches it, to add `.options(...)`, `.application_name(...)` or notice handlers to.
+    pub fn config(&self, user: &str, database: &str) -> Config {
+        let mut config = Config::new();
+        config
+            .host_path(&self.folder)
+            .port(self.port)
+            .user(user)
+            .dbname(database);
+        config.connect_timeout(Duration::from_secs(10));
+        config
+    }
+
+    pub fn try_connect(&self, user: &str, database: &str) -> Result<Client, postgres::Error> {
+        self.config(user, database).connect(NoTls)
+    }
+
+    #[track_caller]
+    pub fn connect(&self, user: &str, database: &str) -> Client {
+        self.try_connect(user, database).unwrap_or_else(|error| {
+            panic!("{user} cannot connect to {database}: {error:?}\n{}", self.log());
+        })
+    }
+
+    /// A client program of the server, such as `pg_dump`, pointed at this cluster.
+    pub fn command(&self, name: &str, user: &str, database: &str) -> Command {
+        let mut command = program(name);
+        command.env("PGHOST", &self.folder).env("PGPORT", self.port.to_string());
+        command.env("PGUSER", user).env("PGDATABASE", database);
+        command
+    }
+
+    /// Runs a script by psql, to the end whatever fails. Rows come unaligned, without headers.
+    pub fn psql(&self, user: &str, database: &str, script: &str) -> Output {
+        let file = self.folder.join(unique("script"));
+        fs::write(&file, script).unwrap();
+        let mut command = self.command("psql", user, database);
+        command.args(["-X", "-q", "-A", "-t"]).stdin(File::open(&file).unwrap());
+        let output = command.output().expect("psql can be run");
+        fs::remove_file(&file).unwrap();
+        Output {
+            ok: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// A new database with the extension in it, and a name that begins like that.
+    #[track_caller]
+    pub fn database(&self, stem: &str) -> Database<'_> {
+        let database = self.empty_database(stem);
+        database
+            .connect(OWNER)
+            .batch_execute("CREATE EXTENSION impersonate")
+            .unwrap();
+        database
+    }
+
+    /// A new database without the extension.
+    #[track_caller]
+    pub fn empty_database(&self, stem: &str) -> Database<'_> {
+        let name = unique(stem);
+        // template1 must not be in use, and some test may have connected to it.
+        self.connect(OWNER, OWNER)
+            .batch_execute(&format!("CREATE DATABASE \"{name}\" TEMPLATE template0"))
+            .unwrap();
+        Database { cluster: self, name }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            signal("QUIT", server.id());
+            // A test that fails here would hide the one that failed before.
+            let _ = server.wait();
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A database of a cluster. It stays until the cluster goes.
+pub struct Database<'a> {
+    pub cluster: &'a Cluster,
+    pub name: String,
+}
+
+impl Database<'_> {
+    #[track_caller]
+    pub fn connect(&self, user: &str) -> Client {
+        self.cluster.connect(user, &self.name)
+    }
+
+    pub fn psql(&self, user: &str, script: &str) -> Output {
+        self.cluster.psql(user, &self.name, script)
+    }
+}
+
+/// One cluster for all tests of a program that only need some server: databases and roles of their own keep them
+/// apart. It cannot be stopped.
+pub fn shared() -> &'static Cluster {
+    static SHARED: OnceLock<Cluster> = OnceLock::new();
+    SHARED.get_or_init(Cluster::start_new)
+}
+
+// --------------------------------------------------------------------------------------------------------- processes ---
+
+/// The shell's own kill: a program of that name need not be installed.
+fn signal(name: &str, pid: u32) {
+    let script = format!("kill -{name} {pid} 2>/dev/null || true");
+    Command::new("sh")
+        .args(["-c", &script])
+        .status()
+        .expect("sh can be run");
+}
+
+/// A zombie has ended: some child of the server that nobody has collected yet.
+fn is_running(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| state != "Z")
+}
+
+fn children(parent: u32) -> Vec<u32> {
+    fs::read_dir("/proc")
+        .expect("/proc is mounted")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| stat(*pid).is_some_and(|(_, its_parent)| its_parent == parent))
+        .collect()
+}
+
+/// State and parent of a process. They follow its name, which is in parentheses and may contain anything.
+fn stat(pid: u32) -> Option<(String, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
+}

@@ -96,7 +96,7 @@ make_tools() {
         rm -f "$root/.tools"
     fi
     mkdir -p "$root/.tools"
-    if ! as_server test -x "$root/.tools/."; then
+    if ! as_server test -x "$(readlink -f "$root/.tools")/."; then
         elsewhere=$(mktemp -d /var/tmp/impersonate-tools.XXXXXX)
         chmod 755 "$elsewhere"
         cp -a "$root/.tools/." "$elsewhere/"

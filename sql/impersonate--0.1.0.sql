@@ -1,5 +1,19 @@
 \echo Use "CREATE EXTENSION impersonate" to load this file. \quit
 
+-- Whoever owns the schema can drop what is in it, so a schema that somebody made beforehand will not do.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_namespace n
+                     JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) n.nspowner
+                    WHERE n.nspname OPERATOR(pg_catalog.=) 'impersonate'::pg_catalog.name AND r.rolsuper) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = 'schema "impersonate" belongs to a role that is not a superuser',
+            HINT = 'DROP SCHEMA impersonate, then CREATE EXTENSION impersonate makes its own.';
+    END IF;
+END
+$$;
+
 GRANT USAGE ON SCHEMA impersonate TO PUBLIC;
 COMMENT ON SCHEMA impersonate IS 'who may act as whom, who does now, and what was done';
 

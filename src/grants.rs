@@ -151,8 +151,21 @@ fn grantor(granted_by: Option<Oid>) -> Oid {
     }
 }
 
+/// X4: the target's code shall not move rights about, unless the target could do anything anyway.
+fn refuse_while_impersonating() {
+    if let Some(state) = session::in_force().filter(|state| !state.target_superuser) {
+        raise(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "cannot change SET USER rights while impersonating".to_owned(),
+            Some(format!("The session acts as \"{}\".", crate::pg::guc::name_text(&state.target_name))),
+            Some("End the impersonation first: SELECT setuser();".to_owned()),
+        );
+    }
+}
+
 /// Grants, for `GRANT` and `impersonate.grant_set_user` alike.
 pub fn give(grantees: Vec<RoleId>, scope: Scope, admin: Admin, grantor: Oid) {
+    refuse_while_impersonating();
     let catalogs = Catalogs::default();
     store::lock_rights();
     let existing = catalogs.all_rights();
@@ -173,6 +186,7 @@ pub fn give(grantees: Vec<RoleId>, scope: Scope, admin: Admin, grantor: Oid) {
 
 /// Revokes, for `REVOKE` and `impersonate.revoke_set_user` alike.
 pub fn take(request: &RevokeRequest, revoker: Oid) {
+    refuse_while_impersonating();
     let catalogs = Catalogs::default();
     store::lock_rights();
     let existing = catalogs.all_rights();

@@ -11,6 +11,7 @@ pub static HANDLERS: Handlers = Handlers {
     rows: statements::rows,
     ended: statements::ended,
     failed: statements::failed,
+    failed_early: statements::failed_early,
     concerns: utility::concerns,
     utility: before_utility,
     utility_done: after_utility,

@@ -13,7 +13,7 @@ use crate::pg::active;
 use crate::pg::guc::{self, name_bytes, name_of, name_text, Handlers, Name, Refusal, RoleState, TargetState};
 use crate::pg::identity;
 use crate::pg::trampoline::{self, TransactionEnd};
-use crate::statements;
+use crate::{settings, statements};
 use pgrx::pg_sys::Oid;
 use pgrx::PgSqlErrorCode;
 use std::cell::Cell;
@@ -239,6 +239,7 @@ fn event<'a>(kind: Kind, state: &'a TargetState, detail: Option<&'a [u8]>) -> Ev
         role_name: name_bytes(&state.target_name),
         impersonation_id: Some(state.id),
         grant_id: (state.grant_id != 0).then_some(state.grant_id),
+        reason: state.reason.text(),
         detail,
         ..statements::blank_event(kind)
     }
@@ -247,7 +248,9 @@ fn event<'a>(kind: Kind, state: &'a TargetState, detail: Option<&'a [u8]>) -> Ev
 fn tell_end(state: &TargetState, cause: Cause, statement: Option<&[u8]>) {
     let detail = cause.detail();
     active::publish(None);
-    statements::tell_standing(&Event { statement, ..event(Kind::ResetUser, state, Some(detail.as_bytes())) });
+    let command_tag = statement.map(|_| &b"SELECT"[..]);
+    let end = event(Kind::ResetUser, state, Some(detail.as_bytes()));
+    statements::tell_standing(&Event { statement, command_tag, ..end });
 }
 
 fn tell_return(state: &TargetState, cause: Cause) {
@@ -274,7 +277,7 @@ pub fn start(switch: &Switch) -> Name {
     let impersonator_name = identity::role_name(switch.impersonator).unwrap_or_default();
     let target_name = identity::role_name(switch.target).unwrap_or_default();
     let state = TargetState {
-        id: crate::pg::rights::random_bytes(),
+        id: crate::pg::rights::random_uuid(),
         impersonator: switch.impersonator,
         target: switch.target,
         target_superuser: identity::superuser(switch.target),
@@ -285,6 +288,7 @@ pub fn start(switch: &Switch) -> Name {
         target_name: name_of(&target_name),
         cookie: switch.cookie,
         no_revert: switch.no_revert,
+        audited: settings::audit_statements() != settings::AuditStatements::none,
         reason: guc::Reason::new(switch.reason.unwrap_or_default()),
     };
     trampoline::follow_transactions();
@@ -292,6 +296,7 @@ pub fn start(switch: &Switch) -> Name {
     let value = CString::new(target_name).unwrap_or_default();
     let recorded = Event {
         statement: Some(switch.statement.as_bytes()),
+        command_tag: Some(b"SELECT"),
         reason: switch.reason,
         ..event(Kind::SetUser, &state, None)
     };
@@ -385,11 +390,6 @@ pub fn connection_ends(terminated: bool) {
 pub fn names_for_events() -> Option<(TargetState, Name)> {
     let told = SESSION.with(|session| session.told.get())?;
     Some((told.state, role_name_in_force(&told.state)))
-}
-
-/// The id shown as text.
-pub fn datum_of_id(id: [u8; 16]) -> pgrx::Uuid {
-    pgrx::Uuid::from_bytes(id)
 }
 
 /// X3: DISCARD ALL ends an impersonation that has no cookie, and fails with one.

@@ -110,10 +110,11 @@ pub fn tell_standing(event: &Event) {
 }
 
 fn who() -> Option<Who> {
+    let all = settings::audit_statements() == settings::AuditStatements::all;
     if let Some((state, role)) = session::names_for_events() {
-        return Some(Who::Impersonating(state, role));
+        return (state.audited || all).then_some(Who::Impersonating(state, role));
     }
-    if settings::audit_statements() != settings::AuditStatements::all {
+    if !all {
         return None;
     }
     let user = identity::session_user();
@@ -277,23 +278,34 @@ pub fn reported(sqlstate: i32, query: &[u8]) {
     if ERROR_TOLD.replace(false) || commits {
         return;
     }
+    tell_early(query, b"", sqlstate);
+}
+
+/// A statement failed while it was planned: it never began, but its text and tag are known.
+pub fn failed_early(text: &[u8], tag: &'static [u8], sqlstate: i32) {
+    tell_early(text, tag, sqlstate);
+    ERROR_TOLD.set(true);
+}
+
+/// Tells of a statement for which nothing was set aside.
+fn tell_early(text: &[u8], tag: &'static [u8], sqlstate: i32) {
     let Some(who) = who() else { return };
+    let (kept_text, detail) = kept(text, statement_limit());
     let begun_at = identity::now();
-    let (text, detail) = kept(query, statement_limit());
     let whole = Open {
         key: 0,
         ends_transaction: false,
-        tag: b"",
-        text,
+        tag,
+        text: kept_text,
         detail,
         who,
         begun_at,
         rows: None,
         reserved: 0,
     };
-    let event = Event { command_tag: None, ..whole.event(catch::sqlstate_text(sqlstate)) };
+    let event = Event { command_tag: (!tag.is_empty()).then_some(tag), ..whole.event(catch::sqlstate_text(sqlstate)) };
     if audit::try_push(&event).is_none() {
-        let (text, detail) = kept(query, STANDING_TEXT);
+        let (text, detail) = kept(text, STANDING_TEXT);
         let detail = detail.as_deref().map(str::as_bytes);
         tell_standing(&Event { statement: Some(&text), detail, ..event });
     }

@@ -91,6 +91,13 @@ impl Sink for Counter {
     }
 }
 
+/// For the server log.
+impl Sink for Vec<u8> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
 impl Event<'_> {
     /// Bytes that the event takes in the queue, head and alignment included.
     pub fn size(&self) -> usize {

@@ -1,17 +1,183 @@
-//! stub
+//! The audit: events go from the sessions through a queue in shared memory to `impersonate.audit` (SPEC section 5).
+//!
+//! A session *reserves* room when a statement begins, where waiting and failing are allowed, and *pushes* events into
+//! what it reserved, from wherever it is: a push neither waits nor raises. One background worker per database, the
+//! *writer*, stores the events in transactions of its own. A session that must not go on before its events are stored
+//! waits for the *ticket* that the push returned.
+//!
+//! Sessions without a database, parallel workers and the writer itself have no events: all of this does nothing there,
+//! except that `reserve` without a database raises.
+
+mod chain;
 mod event;
-pub use event::{Event, Kind, SUCCESSFUL};
-use pgrx::pg_sys::Oid;
-pub fn define_settings() {}
-pub fn init() {}
-pub fn max_event_bytes() -> usize { 131072 }
-pub fn reserve(_bytes: usize) {}
-pub fn release(_bytes: usize) {}
-pub fn push_reserved(_e: &Event, _r: usize) -> u64 { 0 }
-pub fn push(_e: &Event) -> u64 { 0 }
-pub fn try_push(_e: &Event) -> Option<u64> { None }
-pub fn wait_stored(_s: u64) {}
-pub fn sync() {}
-pub fn forget_backend() {}
-pub fn is_writer() -> bool { false }
-pub fn evict_writer(_d: Oid) {}
+mod queue;
+mod wait;
+mod writer;
+
+pub use event::{Event, Kind, Text, SUCCESSFUL};
+pub use wait::evict_writer;
+pub use writer::is_writer;
+
+use crate::pg::worker;
+use queue::{LaneHandle, Ticket};
+use std::cell::Cell;
+
+/// Defines the settings of the queue. To be called from `_PG_init`.
+pub fn define_settings() {
+    queue::define_settings();
+}
+
+/// Asks for the queue's shared memory. To be called from `_PG_init`, while preloading only and after
+/// `define_settings`.
+pub fn init() {
+    queue::init();
+}
+
+/// Whether there is a queue: the library was preloaded.
+pub fn available() -> bool {
+    queue::available()
+}
+
+/// The largest event that the queue takes. Who builds an event cuts its statement and parameters to fit.
+pub fn max_event_bytes() -> usize {
+    queue::max_event_bytes()
+}
+
+/// What this session has in the queue. While `reserved` isn't 0 the lane belongs to the session's database.
+struct Session {
+    lane: Cell<Option<LaneHandle>>,
+    reserved: Cell<u64>,
+}
+
+thread_local! {
+    static SESSION: Session = const { Session { lane: Cell::new(None), reserved: Cell::new(0) } };
+}
+
+/// Sets `bytes` aside for events to come, and sees to it that there is a writer.
+///
+/// Waits, interruptible, while the queue is full. Raises when the library isn't preloaded (55000), the extension isn't
+/// created in this database (55000), on a standby (25006), when all queues are taken or no worker can be started
+/// (53400), when the writer can't store events (55000), and when the writer waits for a lock of the caller's own
+/// transaction (55006).
+pub fn reserve(bytes: usize) {
+    if writer::is_writer() || worker::in_parallel_worker() {
+        return;
+    }
+    SESSION.with(|session| {
+        let bytes = bytes as u64;
+        let lane = wait::reserve(session.lane.get(), bytes, session.reserved.get());
+        session.lane.set(Some(lane));
+        session.reserved.set(session.reserved.get() + bytes);
+    });
+}
+
+/// Gives back what was reserved and isn't needed. Neither waits nor raises.
+pub fn release(bytes: usize) {
+    SESSION.with(|session| {
+        let bytes = session.reserved.get().min(bytes as u64);
+        if let Some(lane) = session.lane.get().filter(|_| bytes != 0) {
+            session.reserved.set(session.reserved.get() - bytes);
+            lane.release(bytes);
+        }
+    });
+}
+
+/// Pushes an event into `reservation` bytes that were reserved before, and gives back what it doesn't need. Returns a
+/// ticket for `wait_stored`. Neither waits nor raises.
+///
+/// An event that is larger than its reservation is stored without its statement, lists, reason and detail; if even that
+/// finds no room it goes to the server log. It returns 0 then.
+pub fn push_reserved(event: &Event, reservation: usize) -> u64 {
+    if writer::is_writer() || worker::in_parallel_worker() {
+        return 0;
+    }
+    SESSION.with(|session| {
+        let held = session.reserved.get();
+        let reservation = held.min(reservation as u64);
+        let Some(lane) = session.lane.get().filter(|_| reservation != 0) else {
+            return push_or_log(event);
+        };
+        let fits = |size: usize| size as u64 <= reservation;
+        let bare = event.bare();
+        let (event, size) = match event.size() {
+            size if fits(size) => (event, size),
+            _ => (&bare, bare.size()),
+        };
+        if !fits(size) {
+            release(reservation as usize);
+            return push_or_log(event);
+        }
+        let position = lane.push(event, size, reservation);
+        session.reserved.set(held - reservation);
+        after_push(lane, position)
+    })
+}
+
+/// Reserves and pushes: may wait and raise as `reserve` does.
+pub fn push(event: &Event) -> u64 {
+    let size = event.size();
+    reserve(size);
+    push_reserved(event, size)
+}
+
+/// Pushes an event if there is room right now; neither waits nor raises.
+pub fn try_push(event: &Event) -> Option<u64> {
+    if writer::is_writer() || worker::in_parallel_worker() {
+        return None;
+    }
+    let database = worker::my_database();
+    let size = event.size();
+    if size > max_event_bytes() {
+        return None;
+    }
+    let lane = SESSION.with(|session| session.lane.get()).or_else(|| queue::assign(database))?;
+    let (lane, position) = match lane.try_push(database, event, size) {
+        Some(position) => (lane, position),
+        None => {
+            let lane = queue::assign(database)?;
+            (lane, lane.try_push(database, event, size)?)
+        }
+    };
+    SESSION.with(|session| session.lane.set(Some(lane)));
+    Some(after_push(lane, position))
+}
+
+/// Returns when the event of this ticket, and all before it in its database, are stored; at once for ticket 0.
+///
+/// Waits, interruptible. Raises 55000 when the writer can't store events, 55006 when it waits for a lock that the
+/// caller's own transaction holds, 53400 when no worker can be started.
+pub fn wait_stored(ticket: u64) {
+    if let Some(Ticket { lane, position }) = Ticket::parse(ticket) {
+        if !lane.is_stored(position) && !writer::is_writer() {
+            wait::stored(lane, position);
+        }
+    }
+}
+
+/// Returns when all that was pushed in this database before the call is stored. Raises as `wait_stored` does.
+pub fn sync() {
+    if let Some(lane) = queue::find(worker::my_database()) {
+        wait_stored(Ticket::of(lane, lane.head()));
+    }
+}
+
+/// Gives back all that this session has reserved. For `before_shmem_exit`; neither waits nor raises.
+pub fn forget_backend() {
+    release(usize::MAX);
+}
+
+fn push_or_log(event: &Event) -> u64 {
+    try_push(event).unwrap_or_else(|| {
+        writer::log_event(event);
+        0
+    })
+}
+
+/// The writer learns of the event; if there is none, one is started if that can be.
+fn after_push(lane: LaneHandle, position: u64) -> u64 {
+    lane.wake_after_push();
+    if lane.lacks_writer() {
+        wait::start_writer(lane);
+    }
+    Ticket::of(lane, position)
+}

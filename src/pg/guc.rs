@@ -31,6 +31,8 @@ pub struct TargetState {
     /// SHA-256 of the cookie, if one was given (S7).
     pub cookie: Option<[u8; 32]>,
     pub no_revert: bool,
+    /// Its statements are recorded. Settled when it begins: it cannot turn its own auditing off (X4).
+    pub audited: bool,
     /// The reason as far as `impersonate.active` shows it; the audit has all of it.
     pub reason: Reason,
 }

@@ -60,12 +60,6 @@ pub fn parallel_worker() -> bool {
     unsafe { pg_sys::ParallelWorkerNumber >= 0 }
 }
 
-/// Whether this process serves a client.
-pub fn client_backend() -> bool {
-    // SAFETY: plain globals.
-    unsafe { !pg_sys::MyProcPort.is_null() && pg_sys::IsUnderPostmaster }
-}
-
 /// The name of a role, in the server's encoding; None when it is gone.
 pub fn role_name(role: Oid) -> Option<Vec<u8>> {
     // SAFETY: with noerr it returns null for what it doesn't find; else a palloc'ed string.

@@ -115,9 +115,11 @@ pub unsafe fn is_clients_own_call(fcinfo: pg_sys::FunctionCallInfo) -> bool {
 }
 
 unsafe fn goes_to_client(dest: *mut pg_sys::DestReceiver) -> bool {
-    use pg_sys::CommandDest::{DestRemote, DestRemoteExecute, DestRemoteSimple};
+    use pg_sys::CommandDest;
     // SAFETY: the receiver of a running query is valid.
-    !dest.is_null() && matches!(unsafe { (*dest).mydest }, DestRemote | DestRemoteExecute | DestRemoteSimple)
+    !dest.is_null()
+        && [CommandDest::DestRemote, CommandDest::DestRemoteExecute, CommandDest::DestRemoteSimple]
+            .contains(unsafe { &(*dest).mydest })
 }
 
 /// Whether `statement` is one of those that the active portal runs, rather than something that one of them calls.

@@ -239,6 +239,14 @@ pub fn random_bytes() -> [u8; 16] {
     bytes
 }
 
+/// A random UUID (RFC 9562, version 4).
+pub fn random_uuid() -> [u8; 16] {
+    let mut bytes = random_bytes();
+    bytes[6] = bytes[6] & 0x0F | 0x40;
+    bytes[8] = bytes[8] & 0x3F | 0x80;
+    bytes
+}
+
 /// Registers the label provider. By hand a label can only be given by a superuser: pg_dumpall's output does.
 pub fn register_provider() {
     // SAFETY: both live as long as the process.

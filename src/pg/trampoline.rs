@@ -40,7 +40,7 @@ extern "C-unwind" {
 
 #[cfg(not(feature = "pg18"))]
 mod run {
-    use super::{c_int, pg_sys};
+    use super::pg_sys;
     extern "C-unwind" {
         pub fn standard_ExecutorRun(
             query: *mut pg_sys::QueryDesc,
@@ -56,7 +56,6 @@ mod run {
         count: u64,
         execute_once: bool,
     ) {
-        let _: c_int = 0;
         // SAFETY: called as the server called us.
         unsafe {
             match PREVIOUS {
@@ -120,7 +119,6 @@ pub struct Begun<'a> {
 /// A utility statement before it runs.
 pub struct Utility {
     pub statement: *mut pg_sys::PlannedStmt,
-    pub query_string: *const c_char,
     pub context: ProcessUtilityContext::Type,
 }
 
@@ -149,6 +147,8 @@ pub struct Handlers {
     pub rows: fn(key: usize, rows: u64),
     pub ended: fn(key: usize),
     pub failed: fn(key: usize, sqlstate: i32),
+    /// A statement failed before it began.
+    pub failed_early: fn(text: &[u8], tag: &'static [u8], sqlstate: i32),
     /// Whether a utility statement of this kind concerns us in every session.
     pub concerns: fn(NodeTag) -> bool,
     /// May raise.
@@ -279,9 +279,24 @@ unsafe extern "C-unwind" fn planner(
         let outer = DEPTH.0.get();
         let mut planned = std::ptr::null_mut();
         DEPTH.0.set(outer + 1);
-        with_undo(&mut || planned = plan(parse, query_string, cursor_options, params), &mut |_| DEPTH.0.set(outer));
+        with_undo(&mut || planned = plan(parse, query_string, cursor_options, params), &mut |code| {
+            DEPTH.0.set(outer);
+            // The client's message, and not what a trigger runs while a transaction ends.
+            if outer == 0 && std::ptr::eq(query_string, pg_sys::debug_query_string) {
+                planning_failed(parse, query_string, code);
+            }
+        });
         DEPTH.0.set(outer);
         planned
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn planning_failed(parse: *mut pg_sys::Query, query_string: *const c_char, sqlstate: c_int) {
+    // SAFETY: the query and its text are valid for the call.
+    unsafe {
+        let text = statement_text(query_string, (*parse).stmt_location, (*parse).stmt_len);
+        (handlers().failed_early)(text, command_tag(parse.cast()), sqlstate);
     }
 }
 
@@ -417,12 +432,12 @@ unsafe extern "C-unwind" fn process_utility(
             utility_begins(statement, query_string);
         }
         let mut course = Course { statement, tell_when_done: false };
-        let utility = Utility { statement, query_string, context };
+        let utility = Utility { statement, context };
         if (handlers().concerns)(kind) {
             if top {
-                with_undo(&mut || course = utility_before(&utility), &mut |code| statement_failed(0, code));
+                with_undo(&mut || utility_before(&utility, &mut course), &mut |code| statement_failed(0, code));
             } else {
-                course = utility_before(&utility);
+                utility_before(&utility, &mut course);
             }
         }
         let mut run = || match PREVIOUS_UTILITY {
@@ -493,8 +508,8 @@ unsafe extern "C-unwind" fn utility_begins(statement: *mut pg_sys::PlannedStmt, 
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn utility_before(utility: &Utility) -> Course {
-    (handlers().utility)(utility)
+unsafe extern "C-unwind" fn utility_before(utility: &Utility, course: &mut Course) {
+    *course = (handlers().utility)(utility);
 }
 
 #[pg_guard]

@@ -136,6 +136,7 @@ pub fn acl_halves(bits: pg_sys::AclMode) -> (u64, u64) {
 }
 
 /// The admin option that a GRANT or REVOKE of roles asks for, as the grammar of this version hands it over.
+#[cfg_attr(feature = "pg15", allow(dead_code))]
 pub enum AdminClause {
     /// Nothing said.
     Plain,

@@ -1,0 +1,303 @@
+//! What a background worker needs of the server: registration, its start in its own process, transactions, and
+//! recovery from errors; and what others ask about processes.
+
+pub mod rows;
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{FromDatum, PgTryBuilder};
+use std::ffi::CStr;
+use std::panic::AssertUnwindSafe;
+
+/// As `pg_stat_activity` shows it in backend_type and application_name.
+const NAME: &CStr = c"impersonate audit writer";
+
+const LIBRARY: &CStr = c"impersonate";
+const FUNCTION: &CStr = c"impersonate_audit_writer_main";
+
+/// Seconds after which the postmaster starts a worker again that ended with a failure. A worker that ended as it should
+/// isn't started again.
+const RESTART_SECONDS: i32 = 5;
+
+unsafe extern "C-unwind" {
+    /// The server's own: sets `ShutdownRequestPending` and the latch. Declared here because a signal handler must be
+    /// the bare function, without pgrx's boundary round it.
+    fn SignalHandlerForShutdownRequest(signal: std::ffi::c_int);
+    /// The server's own: sets `ConfigReloadPending` and the latch.
+    fn SignalHandlerForConfigReload(signal: std::ffi::c_int);
+}
+
+const SIGHUP: i32 = 1;
+const SIGTERM: i32 = 15;
+
+/// Registers an audit writer for lane `lane`. Returns false when no worker slot is free, and during a shutdown's last
+/// phase the registration comes to nothing. Raises nothing.
+pub fn register(lane: usize, generation: u32) -> bool {
+    let mut worker = pg_sys::BackgroundWorker {
+        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as i32,
+        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
+        bgw_restart_time: RESTART_SECONDS,
+        bgw_main_arg: pg_sys::Datum::from((lane as u64) << 32 | u64::from(generation)),
+        bgw_notify_pid: 0,
+        ..Default::default()
+    };
+    copy(NAME, &mut worker.bgw_name);
+    copy(NAME, &mut worker.bgw_type);
+    copy(LIBRARY, &mut worker.bgw_library_name);
+    copy(FUNCTION, &mut worker.bgw_function_name);
+    // SAFETY: the struct is complete, and copied by the callee; no handle is asked for.
+    unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, std::ptr::null_mut()) }
+}
+
+/// What was registered: (lane, generation).
+pub fn registered(argument: pg_sys::Datum) -> (usize, u32) {
+    let argument = argument.value() as u64;
+    ((argument >> 32) as usize, argument as u32)
+}
+
+fn copy(from: &CStr, to: &mut [std::ffi::c_char]) {
+    // The rest, and so the terminator, is zero already.
+    let room = to.len() - 1;
+    to[..room].iter_mut().zip(from.to_bytes()).for_each(|(to, from)| *to = *from as std::ffi::c_char);
+}
+
+/// Ends this process such that the postmaster starts the worker again.
+pub fn end_failed() -> ! {
+    // SAFETY: ends the process, outside a transaction.
+    unsafe { pg_sys::proc_exit(1) }
+}
+
+/// Runs `callback` when this process ends, after its transaction was aborted and while it can still take locks.
+pub fn at_exit(callback: unsafe extern "C-unwind" fn(i32, pg_sys::Datum)) {
+    // SAFETY: the callback is a function of this library, which is never unloaded.
+    unsafe { pg_sys::on_shmem_exit(Some(callback), pg_sys::Datum::from(0)) };
+}
+
+/// Signals as the writer wants them: SIGTERM only asks, SIGHUP too, SIGINT cancels what it does.
+pub fn set_up_signals() {
+    // SAFETY: both handlers are the server's own; background workers start with signals blocked for just this.
+    unsafe {
+        pg_sys::pqsignal(SIGTERM, Some(SignalHandlerForShutdownRequest));
+        pg_sys::pqsignal(SIGHUP, Some(SignalHandlerForConfigReload));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// Connects to a database as the bootstrap superuser, also where connections aren't allowed, or to none but the shared
+/// catalogs. FATAL if that can't be.
+pub fn connect(database: Option<u32>) {
+    let database = database.map_or(pg_sys::InvalidOid, pg_sys::Oid::from);
+    // SAFETY: called once, in a background worker that registered for it. No role: as the server's own launchers do,
+    // it is the bootstrap superuser then, even if that can't log in.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(
+            database,
+            pg_sys::InvalidOid,
+            pg_sys::BGWORKER_BYPASS_ALLOWCONN,
+        );
+        pg_sys::SetConfigOption(
+            c"application_name".as_ptr(),
+            NAME.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
+
+/// Sets a setting for this process, whatever the database and the configuration say. One that this version doesn't have
+/// is left out.
+pub fn set(name: &CStr, value: &CStr) {
+    // SAFETY: C strings; a missing setting is allowed for the first call, and so known to exist for the second.
+    unsafe {
+        if !pg_sys::GetConfigOption(name.as_ptr(), true, false).is_null() {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+}
+
+/// SIGTERM has come.
+pub fn asked_to_end() -> bool {
+    // SAFETY: reads a flag that a signal handler sets.
+    unsafe { (&raw const pg_sys::ShutdownRequestPending).read_volatile() != 0 }
+}
+
+/// Reads the configuration again if SIGHUP has come.
+pub fn reload_if_asked() {
+    // SAFETY: as the server's own loops do, outside a transaction.
+    unsafe {
+        if (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// Runs `work` in a transaction with SPI. An error leaves the transaction open: `recover` ends it.
+pub fn transaction<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: outside a transaction, in a connected worker; in the order of the server's example `worker_spi`.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::SPI_connect();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+    let result = work();
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::SPI_finish();
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommitTransactionCommand();
+    }
+    result
+}
+
+/// An error as the writer remembers it.
+pub struct Failure {
+    pub sqlstate: [u8; 5],
+    pub message: String,
+    pub detail: Option<String>,
+}
+
+/// Runs `work`; if it raises or panics, aborts the transaction and returns what it was.
+pub fn catch<R>(work: impl FnOnce() -> R) -> Result<R, Failure> {
+    PgTryBuilder::new(AssertUnwindSafe(|| Ok(work())))
+        .catch_others(|caught| {
+            let report = match &caught {
+                CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+                CaughtError::RustPanic { ereport, .. } => ereport,
+            };
+            Err(Failure {
+                sqlstate: sqlstate(report.sql_error_code() as i32),
+                message: report.message().to_owned(),
+                detail: report.detail().map(str::to_owned),
+            })
+        })
+        .execute()
+        .inspect_err(|_| recover())
+}
+
+/// `unpack_sql_state` of the server.
+fn sqlstate(code: i32) -> [u8; 5] {
+    std::array::from_fn(|at| ((code >> (6 * at)) & 0x3F) as u8 + b'0')
+}
+
+/// Ends a failed transaction, as the server's own processes do after an error.
+fn recover() {
+    // SAFETY: outside of SPI calls, in a process that runs no other code. Locks that were held outside a transaction
+    // are released as well.
+    unsafe {
+        pg_sys::error_context_stack = std::ptr::null_mut();
+        pg_sys::AbortCurrentTransaction();
+        pg_sys::LWLockReleaseAll();
+        pg_sys::ConditionVariableCancelSleep();
+        pg_sys::QueryCancelPending = 0;
+        pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+    }
+}
+
+/// Tells the cumulative statistics what was done, so that autovacuum knows of the table's growth.
+pub fn report_statistics(now: bool) {
+    // SAFETY: outside a transaction.
+    unsafe { pg_sys::pgstat_report_stat(now) };
+}
+
+/// Shows in `pg_stat_activity` whether the worker is at work.
+pub fn report_activity(active: bool) {
+    let state = if active { pg_sys::BackendState::STATE_RUNNING } else { pg_sys::BackendState::STATE_IDLE };
+    // SAFETY: the command is a constant.
+    unsafe { pg_sys::pgstat_report_activity(state, c"storing audit events".as_ptr()) };
+}
+
+/// End of the WAL of this process' last commit.
+pub fn last_commit_lsn() -> u64 {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::XactLastCommitEnd }
+}
+
+/// The database of this process, or 0.
+pub fn my_database() -> u32 {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
+/// The name of this process' database. Needs a transaction.
+pub fn my_database_name() -> Vec<u8> {
+    // SAFETY: a catalog lookup; the result is null or a C string, which is copied.
+    unsafe {
+        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
+        if name.is_null() {
+            Vec::new()
+        } else {
+            CStr::from_ptr(name).to_bytes().to_vec()
+        }
+    }
+}
+
+/// This process' id.
+pub fn my_pid() -> i32 {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::MyProcPid }
+}
+
+pub fn in_parallel_worker() -> bool {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::ParallelWorkerNumber >= 0 }
+}
+
+pub fn in_recovery() -> bool {
+    // SAFETY: reads shared state.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
+/// A transaction is open, and not failed.
+pub fn in_transaction() -> bool {
+    // SAFETY: reads state of this process.
+    unsafe { pg_sys::IsTransactionState() }
+}
+
+/// Whether a database exists. Needs a transaction.
+pub fn database_exists(database: u32) -> bool {
+    let id = pg_sys::SysCacheIdentifier::DATABASEOID as i32;
+    let none = pg_sys::Datum::from(0);
+    // SAFETY: a cache lookup by one key, of a shared catalog.
+    unsafe { pg_sys::SearchSysCacheExists(id, pg_sys::Datum::from(database), none, none, none) }
+}
+
+/// Whether `pid` waits for a heavyweight lock that this process holds, or for one of somebody who does.
+/// `pg_blocking_pids` says who waits for whom; its answer for a member of a parallel group is the leader.
+pub fn waits_for_me(pid: i32) -> bool {
+    /// A chain longer than this is somebody else's trouble.
+    const LIMIT: usize = 100;
+    let me = my_pid();
+    let mut seen = vec![pid];
+    let mut next = 0;
+    while next < seen.len() && seen.len() < LIMIT {
+        for blocker in blocking_pids(seen[next]) {
+            if blocker == me {
+                return true;
+            }
+            if blocker != 0 && !seen.contains(&blocker) {
+                seen.push(blocker);
+            }
+        }
+        next += 1;
+    }
+    false
+}
+
+fn blocking_pids(pid: i32) -> Vec<i32> {
+    // SAFETY: pg_blocking_pids(integer) returns an array of integers without NULLs, which is copied.
+    unsafe {
+        let array = pg_sys::OidFunctionCall1Coll(
+            pg_sys::Oid::from(pg_sys::F_PG_BLOCKING_PIDS),
+            pg_sys::InvalidOid,
+            pg_sys::Datum::from(pid),
+        );
+        Vec::<i32>::from_datum(array, false).unwrap_or_default()
+    }
+}

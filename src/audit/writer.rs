@@ -1,0 +1,697 @@
+//! The writer: one background worker per database, that takes events out of the queue and stores them.
+//!
+//! # Neither lost nor doubled
+//! An event leaves the queue (`advance`) after the transaction that stored it has committed. An error before the commit
+//! aborts the transaction and leaves the queue as it was; the events are stored again from the same position. So an
+//! event could only be doubled if the worker ended between commit and `advance`. There it can't:
+//! - From the writing of the commit record to the end of `CommitTransaction` the server holds interrupts off, and an
+//!   error in it is a PANIC ("cannot abort transaction, it was already committed"). From there to `advance` no function
+//!   is called that could raise or look for interrupts.
+//! - SIGKILL, and any crash, makes the postmaster end all and lay out shared memory anew: the queue is empty then. What
+//!   became of the events in it is a question of WAL order (SPEC L5), not of this file.
+//!
+//! Numbers and hashes go on from the table's newest row, read at the start and again after every error. Only one writer
+//! of a database exists at a time (see `queue`), and it commits before it leaves.
+//!
+//! # Errors
+//! The writer survives them: it rolls back, remembers the error in the lane for those who wait, pauses, and tries again,
+//! sooner if somebody asks. Ending would leave the events without anybody who stores them, and at a shutdown nobody
+//! could start another writer. A lock that somebody else holds is waited for; that doesn't count as a failure.
+//! An event that the table's types refuse would block all behind it: it is stored with that part as plain text.
+//!
+//! # Ends
+//! - Idle for `impersonate.audit_writer_idle`, nothing queued and nothing reserved.
+//! - Asked to make way (`evict_writer`): all stored, whatever is reserved; or it fails and can't.
+//! - SIGTERM: all stored and nothing reserved. At a shutdown sessions get it at the same moment, and their last events
+//!   come later. At most `LINGER`; what can't be stored by then goes to the server log, and stays in the queue.
+//! - The extension isn't there: each event goes to the server log, as its table has gone.
+//! - The database isn't there any more: the same, by a writer that is connected to none.
+//! - The postmaster died: at once.
+
+use super::chain::{self, Hash, RowHasher, Value};
+use super::event::{Event, Record};
+use super::queue::{self, LaneHandle};
+use crate::pg::latch::{check_for_interrupts, nap, now};
+use crate::pg::worker::rows::{self, Batch, Field, Parsed, Store, Target};
+use crate::pg::worker::{self, Failure};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{function_name, pg_guard, pg_sys, PgLogLevel, PgSqlErrorCode};
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// A transaction takes at most so many events, and so many bytes of the queue. Larger ones aren't faster.
+const BATCH_EVENTS: usize = 1000;
+const BATCH_BYTES: u64 = 1024 * 1024;
+
+/// Milliseconds that the writer naps while events keep coming, so that they are stored by the hundred.
+const NAP: u32 = 100;
+
+/// The longest nap without work, in milliseconds.
+const LONG_NAP: i64 = 60_000;
+
+/// Microseconds that the writer stays after SIGTERM for sessions that still have something reserved, or for what it
+/// fails to store. pg_ctl waits twice as long.
+const LINGER: i64 = 30_000_000;
+
+/// Pause after the first failure, in milliseconds, and the longest.
+const PAUSE: u32 = 100;
+const LONGEST_PAUSE: u32 = 5_000;
+
+/// Connections that failed in a row, after which the writer looks whether its database still exists.
+const DOUBTS: u32 = 2;
+
+/// The columns of `impersonate.audit` in the table's order, which is the order of the hash. `hash` is the last.
+static TARGET: Target = Target {
+    extension: c"impersonate",
+    schema: c"impersonate",
+    table: c"audit",
+    columns: &[
+        (c"event_id", INT8),
+        (c"event_time", TIMESTAMPTZ),
+        (c"event", TEXT),
+        (c"user_name", TEXT),
+        (c"session_user_name", TEXT),
+        (c"role_name", TEXT),
+        (c"impersonation_id", UUID),
+        (c"database", TEXT),
+        (c"pid", INT4),
+        (c"session_id", TEXT),
+        (c"application_name", TEXT),
+        (c"client_addr", INET),
+        (c"command_tag", TEXT),
+        (c"statement", TEXT),
+        (c"parameters", TEXT_ARRAY),
+        (c"relations", TEXT_ARRAY),
+        (c"row_count", INT8),
+        (c"duration", INTERVAL),
+        (c"sqlstate", TEXT),
+        (c"grant_id", INT8),
+        (c"reason", TEXT),
+        (c"detail", JSONB),
+        (c"hash", BYTEA),
+    ],
+    insert: c"INSERT INTO impersonate.audit SELECT a.* FROM pg_catalog.unnest($1) AS a",
+    newest: c"SELECT event_id, hash FROM impersonate.audit ORDER BY event_id DESC LIMIT 1",
+};
+
+const BYTEA: u32 = pg_sys::BYTEAOID.to_u32();
+const INET: u32 = pg_sys::INETOID.to_u32();
+const INT4: u32 = pg_sys::INT4OID.to_u32();
+const INT8: u32 = pg_sys::INT8OID.to_u32();
+const INTERVAL: u32 = pg_sys::INTERVALOID.to_u32();
+const JSONB: u32 = pg_sys::JSONBOID.to_u32();
+const TEXT: u32 = pg_sys::TEXTOID.to_u32();
+const TEXT_ARRAY: u32 = pg_sys::TEXTARRAYOID.to_u32();
+const TIMESTAMPTZ: u32 = pg_sys::TIMESTAMPTZOID.to_u32();
+const UUID: u32 = pg_sys::UUIDOID.to_u32();
+
+/// Columns but `hash`.
+const HASHED: usize = 22;
+
+/// Set in a writer's process, for its life.
+static IS_WRITER: AtomicBool = AtomicBool::new(false);
+static MY_LANE: AtomicUsize = AtomicUsize::new(usize::MAX);
+static CONNECTED: AtomicBool = AtomicBool::new(false);
+
+/// This process is an audit writer. Whatever watches statements must leave it alone: it would feed on itself.
+pub fn is_writer() -> bool {
+    IS_WRITER.load(Ordering::Relaxed)
+}
+
+/// The extension is created in this database. Needs a transaction.
+pub(super) fn extension_exists() -> bool {
+    rows::extension_exists(TARGET.extension)
+}
+
+/// Where the postmaster starts the writer's process.
+#[pg_guard]
+#[no_mangle]
+pub extern "C-unwind" fn impersonate_audit_writer_main(argument: pg_sys::Datum) {
+    let (lane, generation) = worker::registered(argument);
+    let Some(lane) = LaneHandle::at(lane) else { return };
+    IS_WRITER.store(true, Ordering::Relaxed);
+    MY_LANE.store(lane.index, Ordering::Relaxed);
+    // Before the claim, so that whatever happens the lane learns of this process' end. It is called after the callbacks
+    // of the connection, which is only made below: nothing of this process is left in the database then.
+    worker::at_exit(at_exit);
+    let Some(database) = lane.claim(generation, worker::my_pid()) else { return };
+    worker::set_up_signals();
+    if lane.status().failed_connections >= DOUBTS {
+        worker::connect(None);
+        CONNECTED.store(true, Ordering::Relaxed);
+        clear_if_dropped(lane, database);
+        return;
+    }
+    worker::connect(Some(database));
+    CONNECTED.store(true, Ordering::Relaxed);
+    lane.connected();
+    set_settings();
+    Writer::new(lane).run();
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
+    if let Some(lane) = LaneHandle::at(MY_LANE.load(Ordering::Relaxed)) {
+        lane.writer_gone(worker::my_pid(), !CONNECTED.load(Ordering::Relaxed));
+    }
+}
+
+/// What the database, a role or the configuration may have set otherwise.
+fn set_settings() {
+    // Written behind: the commit of whom the events belong to flushes them, by WAL order.
+    worker::set(c"synchronous_commit", c"off");
+    worker::set(c"default_transaction_read_only", c"off");
+    worker::set(c"default_transaction_isolation", c"read committed");
+    worker::set(c"default_transaction_deferrable", c"off");
+    worker::set(c"statement_timeout", c"0");
+    worker::set(c"transaction_timeout", c"0");
+    worker::set(c"idle_in_transaction_session_timeout", c"0");
+    // A lock is waited for again and again, but so that SIGTERM is noticed in between.
+    worker::set(c"lock_timeout", c"10s");
+    worker::set(c"search_path", c"pg_catalog");
+    worker::set(c"row_security", c"off");
+    // Triggers of those who were granted TRIGGER don't run here, as a superuser; only such as the owner made ALWAYS.
+    worker::set(c"session_replication_role", c"replica");
+    worker::set(c"plan_cache_mode", c"force_generic_plan");
+    worker::set(c"jit", c"off");
+    worker::set(c"max_parallel_workers_per_gather", c"0");
+    // The newest row is found through the primary key, whatever the statistics say.
+    worker::set(c"enable_seqscan", c"off");
+}
+
+struct Writer {
+    lane: LaneHandle,
+    pid: i32,
+    store: Store,
+    scratch: Vec<u8>,
+    /// Number and hash of the newest row in the table, once they are known.
+    newest: Option<(i64, Hash)>,
+    /// How carefully the next event is stored.
+    care: Care,
+    /// Events that are stored alone from here on, until the one that was refused must have come.
+    alone_left: usize,
+    failures: u32,
+    worked_at: i64,
+    asked_to_end_at: Option<i64>,
+}
+
+/// After an event that the table's types refuse, how to get past it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Care {
+    /// As usual, in batches.
+    Usual,
+    /// Alone, to find out which it is.
+    Alone,
+    /// Alone, with `client_addr` and `detail` as strings in `detail`.
+    AsText,
+    /// Alone, without them. The event goes to the server log in full.
+    Without,
+}
+
+/// What a round came to.
+enum Round {
+    Nothing,
+    Stored,
+    NoExtension,
+}
+
+impl Writer {
+    fn new(lane: LaneHandle) -> Self {
+        Writer {
+            lane,
+            pid: worker::my_pid(),
+            store: Store::new(&TARGET),
+            scratch: Vec::new(),
+            newest: None,
+            care: Care::Usual,
+            alone_left: 0,
+            failures: 0,
+            worked_at: now(),
+            asked_to_end_at: None,
+        }
+    }
+
+    fn run(&mut self) {
+        let mut found_nothing = false;
+        loop {
+            if worker::asked_to_end() && self.asked_to_end_at.is_none() {
+                self.asked_to_end_at = Some(now());
+            }
+            match self.round() {
+                Ok(Round::Stored) => {
+                    found_nothing = false;
+                    self.worked_at = now();
+                    self.nap(NAP, false);
+                }
+                Ok(Round::Nothing) => {
+                    if self.leave_if_due() {
+                        return;
+                    }
+                    // Events that came since are seen by `arm`. After a second look in vain the first event wakes.
+                    let (length, until_any) = if found_nothing { (self.long_nap(), true) } else { (NAP, false) };
+                    found_nothing = true;
+                    self.nap(length, until_any);
+                }
+                Ok(Round::NoExtension) => {
+                    log_and_clear(self.lane, "extension impersonate does not exist in its database");
+                    if self.lane.leave(self.pid, true) {
+                        return;
+                    }
+                }
+                Err(failure) => {
+                    if self.note(failure) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// One transaction, if there is something to do.
+    fn round(&mut self) -> Result<Round, Failure> {
+        let recovering = self.failures > 0;
+        if self.lane.is_empty() && !recovering {
+            return worker::catch(|| {
+                worker::reload_if_asked();
+                check_for_interrupts();
+                Round::Nothing
+            });
+        }
+        worker::catch(|| {
+            worker::reload_if_asked();
+            check_for_interrupts();
+            worker::report_activity(true);
+            let stored = worker::transaction(|| self.store_batch());
+            let Some(stored) = stored else { return Round::NoExtension };
+            // From the commit in there to here, nothing can raise or be interrupted. See the head of this file.
+            self.lane.advance(stored.position, stored.count, Some(worker::last_commit_lsn()));
+            self.newest = Some(stored.newest);
+            self.calm_down();
+            self.failures = 0;
+            self.lane.succeeded();
+            worker::report_statistics(false);
+            worker::report_activity(false);
+            Round::Stored
+        })
+    }
+
+    /// Stores the oldest events, inside a transaction. `None` when there is no table.
+    fn store_batch(&mut self) -> Option<StoredBatch> {
+        let open = self.store.open()?;
+        let (mut id, mut hash) = self.newest.unwrap_or_else(|| match open.newest() {
+            Some((id, hash)) => (id, chain::stored(hash.as_deref())),
+            None => (0, chain::START),
+        });
+        let care = self.care;
+        let limit = if care == Care::Usual { BATCH_EVENTS } else { 1 };
+        let database = worker::my_database_name();
+        let batch = open.batch(limit);
+        let mut builder = RowBuilder { batch: &batch, database: &database, care, address: None };
+        let read = self.lane.read(&mut self.scratch, limit, BATCH_BYTES, |record| {
+            id += 1;
+            hash = builder.push(id, &hash, record);
+        });
+        let Some((count, position)) = read else {
+            pgrx::error!("the audit queue holds something that is not an event");
+        };
+        batch.insert();
+        Some(StoredBatch { count, position, newest: (id, hash) })
+    }
+
+    /// The type of a column refused something.
+    fn take_care(&mut self) {
+        match self.care {
+            Care::Usual => {
+                self.care = Care::Alone;
+                self.alone_left = BATCH_EVENTS;
+            }
+            Care::Alone => self.care = Care::AsText,
+            Care::AsText | Care::Without => self.care = Care::Without,
+        }
+    }
+
+    /// Something was stored.
+    fn calm_down(&mut self) {
+        self.alone_left = self.alone_left.saturating_sub(1);
+        if self.care != Care::Alone || self.alone_left == 0 {
+            self.care = Care::Usual;
+        }
+    }
+
+    /// Naps, unless there is something to do already.
+    fn nap(&self, milliseconds: u32, until_any: bool) {
+        // Near the end sessions only give back what they reserved, which wakes nobody.
+        let milliseconds = if self.asked_to_end_at.is_some() { milliseconds.min(20) } else { milliseconds };
+        if self.lane.arm(until_any) {
+            nap(milliseconds);
+            self.lane.disarm();
+        }
+    }
+
+    fn long_nap(&self) -> u32 {
+        let left = queue::writer_idle() - (now() - self.worked_at);
+        // Past the idle time something is still reserved: look now and then whether it still is.
+        let left = if left > 0 { left / 1000 + 1 } else { 1000 };
+        left.min(LONG_NAP) as u32
+    }
+
+    /// With nothing left to store: leaves, if it is time to.
+    fn leave_if_due(&self) -> bool {
+        let evicted = self.lane.status().evict;
+        let lingered = self.asked_to_end_at.is_some_and(|asked| now() - asked > LINGER);
+        let idle = now() - self.worked_at >= queue::writer_idle();
+        let due = evicted || idle || self.asked_to_end_at.is_some();
+        if !due {
+            return false;
+        }
+        worker::report_statistics(true);
+        self.lane.leave(self.pid, evicted || lingered)
+    }
+
+    /// Takes note of a failure, and pauses. Returns true when the writer is to leave over it.
+    fn note(&mut self, failure: Failure) -> bool {
+        self.store.forget();
+        self.newest = None;
+        self.scratch = Vec::new();
+        if failure.sqlstate.starts_with(b"22") && self.care != Care::Without && !self.lane.is_empty() {
+            self.take_care();
+            log(&failure, "trying again with more care");
+            return false;
+        }
+        // Cancelled, lock timeout, deadlock: others are in the way, and the writer is fine.
+        let excused = matches!(&failure.sqlstate, b"57014" | b"55P03" | b"40P01");
+        self.failures = self.failures.saturating_add(1);
+        if !excused {
+            log(&failure, "events are kept");
+        }
+        self.lane.failed(failure.sqlstate, failure.message.as_bytes(), excused);
+        let status = self.lane.status();
+        if self.asked_to_end_at.is_some_and(|asked| now() - asked > LINGER) {
+            log_all(self.lane, "the server is shutting down and they cannot be stored");
+            self.lane.give_up(self.pid);
+            return true;
+        }
+        if status.evict && !excused && self.failures > 2 {
+            self.lane.give_up(self.pid);
+            return true;
+        }
+        if !excused {
+            let pause = PAUSE << (self.failures - 1).min(6);
+            self.pause(pause.min(if self.asked_to_end_at.is_some() { 1000 } else { LONGEST_PAUSE }));
+        }
+        false
+    }
+
+    /// Pauses so many milliseconds; those who wait can cut it short, but not below the first pause.
+    fn pause(&self, milliseconds: u32) {
+        let began = now();
+        let passed = || (now() - began) / 1000;
+        while passed() < i64::from(PAUSE) {
+            nap(PAUSE);
+        }
+        if milliseconds > PAUSE {
+            nap(milliseconds - PAUSE);
+        }
+    }
+}
+
+struct StoredBatch {
+    count: usize,
+    position: u64,
+    newest: (i64, Hash),
+}
+
+/// A column's value in two forms: for the hash, and for the table.
+#[derive(Clone, Copy)]
+struct Column<'a> {
+    value: Value<'a>,
+    field: Field<'a>,
+}
+
+impl<'a> Column<'a> {
+    const NULL: Self = Column { value: Value::Null, field: Field::Null };
+
+    fn integer(number: Option<i64>) -> Self {
+        number.map_or(Self::NULL, |number| Column { value: Value::Integer(number), field: Field::Integer(number) })
+    }
+
+    fn time(time: i64) -> Self {
+        Column { value: Value::Timestamp(time), field: Field::Timestamp(time) }
+    }
+
+    fn duration(microseconds: Option<i64>) -> Self {
+        microseconds.map_or(Self::NULL, |microseconds| Column {
+            value: Value::Interval { months: 0, days: 0, microseconds },
+            field: Field::Interval(microseconds),
+        })
+    }
+
+    fn uuid(uuid: Option<[u8; 16]>) -> Self {
+        uuid.map_or(Self::NULL, |uuid| Column { value: Value::Uuid(uuid), field: Field::Uuid(uuid) })
+    }
+
+    fn text(text: Option<&'a [u8]>) -> Self {
+        text.map_or(Self::NULL, |text| Column { value: Value::Text(text), field: Field::Text(text) })
+    }
+
+    fn array(list: Option<&'a [Option<&'a [u8]>]>) -> Self {
+        list.map_or(Self::NULL, |list| Column { value: Value::TextArray(list), field: Field::TextArray(list) })
+    }
+
+    fn parsed(parsed: Option<Parsed<'a>>) -> Self {
+        parsed
+            .map_or(Self::NULL, |parsed| Column { value: Value::Text(parsed.text), field: Field::Parsed(parsed) })
+    }
+}
+
+/// Makes rows of records.
+struct RowBuilder<'b> {
+    batch: &'b Batch<'b>,
+    database: &'b [u8],
+    care: Care,
+    /// The last client address, as it was and parsed: the next is likely the same.
+    address: Option<(Vec<u8>, Parsed<'b>)>,
+}
+
+impl<'b> RowBuilder<'b> {
+    /// Adds a row, and returns its hash.
+    fn push(&mut self, id: i64, previous: &Hash, record: &Record) -> Hash {
+        let session_id = SessionId::of(record);
+        let (client_addr, detail) = self.parsed(record);
+        let parameters: Option<Vec<_>> = record.parameters.map(|list| list.iter().collect());
+        let relations: Option<Vec<_>> = record.relations.map(|list| list.iter().collect());
+        let columns: [Column; HASHED] = [
+            Column::integer(Some(id)),
+            Column::time(record.time),
+            Column::text(Some(record.kind.as_str().as_bytes())),
+            Column::text(Some(record.user_name)),
+            Column::text(Some(record.session_user_name)),
+            Column::text(Some(record.role_name)),
+            Column::uuid(record.impersonation_id),
+            Column::text(Some(self.database)),
+            Column::integer(Some(i64::from(record.pid))),
+            Column::text(Some(session_id.as_bytes())),
+            Column::text(record.application_name),
+            Column::parsed(client_addr),
+            Column::text(record.command_tag),
+            Column::text(record.statement),
+            Column::array(parameters.as_deref()),
+            Column::array(relations.as_deref()),
+            Column::integer(record.row_count),
+            Column::duration(record.duration_us),
+            Column::text(Some(&record.sqlstate)),
+            Column::integer(record.grant_id),
+            Column::text(record.reason),
+            Column::parsed(detail),
+        ];
+        let mut hasher = RowHasher::new(previous);
+        columns.iter().for_each(|column| hasher.column(column.value));
+        let hash = hasher.finish();
+        let mut fields = [Field::Null; HASHED + 1];
+        fields.iter_mut().zip(&columns).for_each(|(field, column)| *field = column.field);
+        fields[HASHED] = Field::Bytes(&hash);
+        self.batch.push(&fields);
+        hash
+    }
+
+    /// `client_addr` and `detail`, whose types may refuse the text.
+    fn parsed(&mut self, record: &Record) -> (Option<Parsed<'b>>, Option<Parsed<'b>>) {
+        let batch = self.batch;
+        match self.care {
+            Care::Usual | Care::Alone => (
+                record.client_addr.map(|text| self.address(text)),
+                record.detail.map(|text| batch.parse(pg_sys::JSONBOID, text)),
+            ),
+            Care::AsText => {
+                let mut json = b"{".to_vec();
+                put_json(&mut json, "client_addr", record.client_addr, false);
+                put_json(&mut json, "detail", record.detail, false);
+                json.push(b'}');
+                (None, Some(batch.parse(pg_sys::JSONBOID, &json)))
+            }
+            Care::Without => {
+                log_record(record, "client_addr or detail is not what it should be; the rest is stored");
+                (None, None)
+            }
+        }
+    }
+
+    fn address(&mut self, text: &[u8]) -> Parsed<'b> {
+        match &self.address {
+            Some((known, parsed)) if known == text => *parsed,
+            _ => {
+                let parsed = self.batch.parse(pg_sys::INETOID, text);
+                self.address = Some((text.to_vec(), parsed));
+                parsed
+            }
+        }
+    }
+}
+
+/// As %c in log_line_prefix.
+struct SessionId {
+    text: [u8; 32],
+    length: usize,
+}
+
+impl SessionId {
+    fn of(record: &Record) -> Self {
+        let mut id = SessionId { text: [0; 32], length: 0 };
+        // Sixteen and eight digits at most, so it fits.
+        let _ = write!(id, "{:x}.{:x}", record.session_start, record.pid);
+        id
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.text[..self.length]
+    }
+}
+
+impl std::fmt::Write for SessionId {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let room = self.text.get_mut(self.length..self.length + text.len()).ok_or(std::fmt::Error)?;
+        room.copy_from_slice(text.as_bytes());
+        self.length += text.len();
+        Ok(())
+    }
+}
+
+/// Lanes of databases that were dropped with events in the queue: the events go to the server log, and the lanes are
+/// free again. For whoever finds all lanes taken.
+pub(super) fn clear_deserted(mine: u32) {
+    if !worker::in_transaction() {
+        return;
+    }
+    for lane in queue::deserted(mine) {
+        let database = lane.status().database;
+        if !worker::database_exists(database) && lane.claim_deserted(database, worker::my_pid()) {
+            log_and_clear(lane, DROPPED);
+            lane.leave(worker::my_pid(), true);
+        }
+    }
+}
+
+const DROPPED: &str = "their database does not exist any more";
+
+/// In a writer that couldn't connect: if that is because the database is gone, so is the table.
+fn clear_if_dropped(lane: LaneHandle, database: u32) {
+    if worker::transaction(|| worker::database_exists(database)) {
+        lane.connected();
+        worker::end_failed();
+    }
+    log_and_clear(lane, DROPPED);
+    lane.leave(worker::my_pid(), true);
+}
+
+/// Events that no table can take any more: into the server log, and out of the queue.
+fn log_and_clear(lane: LaneHandle, why: &str) {
+    if let Some((_, position)) = log_all(lane, why) {
+        lane.advance(position, 0, None);
+    }
+}
+
+/// Writes what is queued to the server log. Returns the number of events and the position behind them.
+fn log_all(lane: LaneHandle, why: &str) -> Option<(usize, u64)> {
+    let read = lane.read(&mut Vec::new(), usize::MAX, u64::MAX, |record| log_record(record, why));
+    if read.is_none() {
+        log_line("impersonate audit queue holds something that is not an event".to_owned());
+    }
+    read
+}
+
+/// An event for which there is no room: into the server log. Raises nothing.
+pub(super) fn log_event(event: &Event) {
+    let mut bytes = Vec::new();
+    event.encode(event.size(), &mut bytes);
+    if let Some(record) = super::event::decode(&bytes) {
+        log_record(&record, "the queue has no room");
+    }
+}
+
+/// One line of JSON, in ASCII whatever the encoding: other bytes are written as \u00xx each.
+fn log_record(record: &Record, why: &str) {
+    let mut json = format!("{{\"event\": \"{}\"", record.kind.as_str()).into_bytes();
+    let number = |json: &mut Vec<u8>, name, number: Option<i64>| {
+        put_json(json, name, number.map(|number| number.to_string()).as_ref().map(|text| text.as_bytes()), true);
+    };
+    let list = |list: Option<super::event::List>| {
+        list.map(|list| {
+            let elements: Vec<Vec<u8>> =
+                list.iter().map(|element| element.map_or(b"NULL".to_vec(), |text| text.to_vec())).collect();
+            elements.join(&b", "[..])
+        })
+    };
+    let uuid = record.impersonation_id.map(|id| id.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")));
+    number(&mut json, "event_time", Some(record.time));
+    put_json(&mut json, "user_name", Some(record.user_name), true);
+    put_json(&mut json, "session_user_name", Some(record.session_user_name), true);
+    put_json(&mut json, "role_name", Some(record.role_name), true);
+    put_json(&mut json, "impersonation_id", uuid.as_ref().map(|text| text.as_bytes()), true);
+    put_json(&mut json, "session_id", Some(SessionId::of(record).as_bytes()), true);
+    put_json(&mut json, "application_name", record.application_name, true);
+    put_json(&mut json, "client_addr", record.client_addr, true);
+    put_json(&mut json, "command_tag", record.command_tag, true);
+    put_json(&mut json, "statement", record.statement, true);
+    put_json(&mut json, "parameters", list(record.parameters).as_deref(), true);
+    put_json(&mut json, "relations", list(record.relations).as_deref(), true);
+    number(&mut json, "row_count", record.row_count);
+    number(&mut json, "duration", record.duration_us);
+    put_json(&mut json, "sqlstate", Some(&record.sqlstate), true);
+    number(&mut json, "grant_id", record.grant_id);
+    put_json(&mut json, "reason", record.reason, true);
+    put_json(&mut json, "detail", record.detail, true);
+    json.push(b'}');
+    log_line(format!("impersonate audit event not stored, {why}: {}", String::from_utf8_lossy(&json)));
+}
+
+/// Adds a member with a string for its value, unless that is NULL.
+fn put_json(json: &mut Vec<u8>, name: &str, text: Option<&[u8]>, ascii: bool) {
+    let Some(text) = text else { return };
+    if json.len() > 1 {
+        json.extend_from_slice(b", ");
+    }
+    json.extend_from_slice(format!("\"{name}\": \"").as_bytes());
+    for byte in text {
+        match byte {
+            b'"' | b'\\' => json.extend_from_slice(&[b'\\', *byte]),
+            0x20..=0x7E => json.push(*byte),
+            0x80.. if !ascii => json.push(*byte),
+            _ => json.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+        }
+    }
+    json.push(b'"');
+}
+
+fn log(failure: &Failure, what_now: &str) {
+    let sqlstate = String::from_utf8_lossy(&failure.sqlstate).into_owned();
+    let detail = failure.detail.as_ref().map_or(String::new(), |detail| format!(" ({detail})"));
+    let message = &failure.message;
+    log_line(format!(
+        "impersonate audit writer could not store events, {what_now}: {message}{detail}, SQLSTATE {sqlstate}"
+    ));
+}
+
+/// For the server log alone: events are nobody else's business.
+fn log_line(message: String) {
+    ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, message, function_name!()).report(PgLogLevel::LOG_SERVER_ONLY);
+}

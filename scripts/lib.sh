@@ -36,13 +36,19 @@ since() {
 # step WORDS COMMAND...: says what it does and how long it took; the command's own output shows only when it fails.
 # The command runs in a subshell.
 step() {
-    local words=$1 start log
+    local words=$1 start log status
     shift
     start=$(clock)
     log=$(mktemp)
     printf '  %s ... ' "$words"
-    if ("$@") >"$log" 2>&1 </dev/null; then
-        printf '%s\n' "$(since "$start")"
+    # Not in an "if", inside which bash would let errors pass.
+    set +e
+    (set -e && "$@") >"$log" 2>&1 </dev/null
+    status=$?
+    set -e
+    if [ "$status" -eq 0 ]; then
+        since "$start"
+        printf '\n'
         rm -f "$log"
     else
         printf 'failed after %s\n' "$(since "$start")"

@@ -79,9 +79,10 @@ fetch_postgres() {
     if ! apt-get "${apt[@]}" download "${packages[@]}"; then
         # Package lists of our own, where those of the machine are missing or out of date.
         rm -f ./*.deb
-        apt+=(-o "Dir::State::Lists=$new/apt/lists" -o "Dir::Cache=$new/apt")
+        apt+=(-o "Dir::State::Lists=$new/apt/lists" -o "Dir::Cache=$new/apt" -o Acquire::Languages=none)
         apt-get "${apt[@]}" update
-        apt-get "${apt[@]}" download "${packages[@]}" || die "this machine's package sources have no PostgreSQL $PG"
+        apt-get "${apt[@]}" download "${packages[@]}" || die "this machine's package sources have no PostgreSQL $PG" \
+            "to use another installation, which the extension goes into: TEST_PG_CONFIG=/path/to/pg_config"
     fi
     for deb in ./*.deb; do
         dpkg-deb -x "$deb" "$new"

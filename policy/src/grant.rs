@@ -175,11 +175,11 @@ fn is_same(old: &Right, new: &NewRight) -> bool {
     old.scope == new.scope && old.admin == new.admin && old.as_superuser == new.as_superuser
 }
 
-/// Whether `grantor` would be without admin if `grantee` were.
+/// Whether `grantor` would be without admin if `grantee` were without rights.
 fn hangs_on(world: &dyn World, existing: &[Right], grantor: RoleId, grantee: RoleId) -> bool {
     let rest: Vec<Right> = existing
         .iter()
-        .filter(|right| right.grantee != grantee || !right.admin.grants())
+        .filter(|right| right.grantee != grantee)
         .cloned()
         .collect();
     let left = left_standing(world, existing, &rest);

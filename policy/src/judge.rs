@@ -173,7 +173,8 @@ impl Comparison<'_> {
             .collect();
 
         let mut narrowest_first: Vec<&Right> = counted.iter().filter(|right| right.admin.uses()).collect();
-        narrowest_first.sort_by_key(|right| (right.scope.breadth(), right.id));
+        // A stable sort: of equals, the one with the lowest id stays first.
+        narrowest_first.sort_by_key(|right| right.scope.breadth());
         let covering = narrowest_first
             .into_iter()
             .find(|right| self.covers_target(&right.scope))
@@ -202,7 +203,7 @@ impl Comparison<'_> {
         held.into_iter()
             .map(|role| {
                 let ok = usable.contains(&role);
-                let unusable_member = !ok && obstacles.unusable.contains(&role);
+                let unusable_member = !ok && obstacles.joined.contains(&role);
                 let circular = !ok && obstacles.members.contains(&role);
                 (
                     ok,
@@ -238,11 +239,8 @@ impl Comparison<'_> {
             return Obstacles::default();
         }
         let memberships = self.world.memberships(self.impersonator.role);
-        let unusable = memberships
-            .iter()
-            .filter(|membership| !membership.inherit && !membership.set);
         Obstacles {
-            unusable: unusable.map(|membership| membership.role).collect(),
+            joined: memberships.iter().map(|membership| membership.role).collect(),
             members: members_of(self.world, self.impersonator.role, self.target.role),
         }
     }
@@ -326,8 +324,8 @@ impl Comparison<'_> {
 /// What stands between the impersonator and a role, so that a bare GRANT would not do.
 #[derive(Default)]
 struct Obstacles {
-    /// The impersonator is a direct member, with neither INHERIT nor SET.
-    unusable: BTreeSet<RoleId>,
+    /// The impersonator is a direct member; where it cannot use the role, with neither INHERIT nor SET.
+    joined: BTreeSet<RoleId>,
     /// The role is a member of the impersonator.
     members: BTreeSet<RoleId>,
 }

@@ -118,7 +118,7 @@ pub fn revoke(world: &dyn World, existing: &[Right], request: &RevokeRequest) ->
         return Err(RevokeError::Dependent { dependents });
     }
     for dependent in dependents {
-        // A right can be shortened and fall all the same.
+        // A right can lose its admin and fall all the same: one change is enough.
         changes.retain(|change| !matches!(change, Change::Update { id, .. } if *id == dependent.id));
         changes.push(Change::Delete { id: dependent.id });
     }

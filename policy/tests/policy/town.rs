@@ -135,6 +135,18 @@ impl Town {
 
     /// Carries out what a GRANT or REVOKE came to.
     pub fn apply(&mut self, changes: &[Change]) {
+        let mut ids: Vec<i64> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Insert(_) => None,
+                Change::Update { id, .. } | Change::Delete { id } => Some(*id),
+            })
+            .collect();
+        ids.sort_unstable();
+        assert!(
+            ids.is_sorted_by(|one, next| one < next),
+            "a right is changed once by a statement: {ids:?}"
+        );
         for change in changes.iter().cloned() {
             match change {
                 Change::Insert(NewRight {

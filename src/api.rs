@@ -31,14 +31,6 @@ fn setuser(
 ) -> String {
     let key = own_statement(fcinfo);
     let cookie = cookie.map(|cookie| statements::digest(cookie.as_bytes()));
-    if with_settings == Some(true) {
-        session::raise(&refusal(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            "with_settings is not supported".to_owned(),
-            None,
-            None,
-        ));
-    }
     if let Err(refusal) = session::may_change(cookie.as_ref()) {
         deny(key, target.unwrap_or_default(), &refusal, reason);
     }
@@ -47,7 +39,7 @@ fn setuser(
         statements::told_otherwise(key);
         return role_now();
     };
-    let request = Request { target, reason, local: local.unwrap_or(false), cookie, no_revert: no_revert.unwrap_or(false) };
+    let request = Request { target, reason, local: local.unwrap_or(false), cookie, no_revert: no_revert.unwrap_or(false), with_settings: with_settings.unwrap_or(false) };
     let name = start(key, &request);
     statements::told_otherwise(key);
     name
@@ -59,6 +51,7 @@ struct Request<'a> {
     local: bool,
     cookie: Option<[u8; 32]>,
     no_revert: bool,
+    with_settings: bool,
 }
 
 /// S4, and what must be there at all. The key of the statement that the call is.
@@ -114,6 +107,7 @@ fn start(key: usize, request: &Request) -> String {
         local: request.local,
         cookie: request.cookie,
         no_revert: request.no_revert,
+        with_settings: request.with_settings,
         statement: &statement,
     });
     name_text(&name)

@@ -16,6 +16,7 @@ pub static HANDLERS: Handlers = Handlers {
     utility: before_utility,
     utility_done: after_utility,
     reported: |sqlstate, _level, query| statements::reported(sqlstate, query),
+    before_commit: session::before_commit,
     transaction_ends: |end| {
         // The statements' rows carry the identity that they ran under, so they come first.
         statements::transaction_ends(end);

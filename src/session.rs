@@ -11,13 +11,14 @@
 use crate::audit::{Event, Kind};
 use crate::pg::active;
 use crate::pg::guc::{self, name_bytes, name_of, name_text, Handlers, Name, Refusal, RoleState, TargetState};
-use crate::pg::identity;
+use crate::pg::{guc_values, identity, leftovers};
 use crate::pg::trampoline::{self, TransactionEnd};
 use crate::{settings, statements};
 use pgrx::pg_sys::Oid;
 use pgrx::PgSqlErrorCode;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
+use std::rc::Rc;
 
 /// What has been told to others of the impersonation in force.
 #[derive(Clone, Copy)]
@@ -66,8 +67,17 @@ struct Session {
     ending: Cell<TransactionEnd>,
     /// An impersonation that lost its session user: it doesn't come back if that user does.
     dead: Cell<[u8; 16]>,
+    /// The session as it was when an impersonation began, for its end (S9). More than one while a transaction may
+    /// bring an earlier one back.
+    before: RefCell<Vec<([u8; 16], Rc<Before>)>>,
     /// The connection is ending: everything has been told.
     exiting: Cell<bool>,
+}
+
+/// What the end of an impersonation puts back.
+struct Before {
+    settings: guc_values::Values,
+    temporary: Vec<Oid>,
 }
 
 thread_local! {
@@ -80,6 +90,7 @@ thread_local! {
             changing: Cell::new(false),
             ending: Cell::new(TransactionEnd::Commit),
             dead: Cell::new([0; 16]),
+            before: RefCell::new(Vec::new()),
             exiting: Cell::new(false),
         }
     };
@@ -268,6 +279,8 @@ pub struct Switch<'a> {
     pub local: bool,
     pub cookie: Option<[u8; 32]>,
     pub no_revert: bool,
+    /// Applies the target's own settings (S8).
+    pub with_settings: bool,
     /// The statement as the audit has it: without the cookie.
     pub statement: &'a str,
 }
@@ -283,14 +296,16 @@ pub fn start(switch: &Switch) -> Name {
         target_superuser: identity::superuser(switch.target),
         via: via().unwrap_or(Oid::INVALID),
         grant_id: switch.grant_id.unwrap_or(0),
-        since: identity::now(),
+        since: leftovers::statement_start(),
         impersonator_name: name_of(&impersonator_name),
         target_name: name_of(&target_name),
         cookie: switch.cookie,
         no_revert: switch.no_revert,
+        local: switch.local,
         audited: settings::audit_statements() != settings::AuditStatements::none,
         reason: guc::Reason::new(switch.reason.unwrap_or_default()),
     };
+    refuse_open_cursors(switch.local);
     trampoline::follow_transactions();
     statements::stand_by();
     let value = CString::new(target_name).unwrap_or_default();
@@ -313,11 +328,19 @@ pub fn start(switch: &Switch) -> Name {
         publish(&state);
         trampoline::watch(true);
         crate::audit::wait_stored(sequence);
+        if let Some(old) = in_force().filter(|_| !switch.local) {
+            put_back(&old);
+        }
+        let before = Before { settings: guc_values::take(), temporary: leftovers::temporary_objects() };
+        session.before.borrow_mut().push((state.id, Rc::new(before)));
         session.wanted.set(Some(state));
         guc::set_target(&value, switch.local);
         session.wanted.set(None);
         session.changing.set(false);
     });
+    if switch.with_settings {
+        guc_values::apply(&leftovers::settings_of(state.target), state.target_superuser, switch.local);
+    }
     state.target_name
 }
 
@@ -328,11 +351,44 @@ pub fn end(cause: Cause, statement: Option<&str>) {
         statements::stand_by();
         session.changing.set(true);
         guc::set_target(c"", false);
+        put_back(&state);
         session.changing.set(false);
         session.told.set(None);
         tell_end(&state, cause, statement.map(str::as_bytes));
         trampoline::watch(statements::any_open());
     });
+}
+
+/// S9: nothing that came up under the impersonation is left to act on the impersonator.
+fn put_back(state: &TargetState) {
+    let before = SESSION.with(|session| {
+        session.before.borrow().iter().rev().find(|(id, _)| *id == state.id).map(|(_, before)| before.clone())
+    });
+    if let Some(before) = before {
+        leftovers::remove(state.since, &before.temporary);
+        guc_values::put_back(&before.settings);
+    }
+}
+
+/// A cursor gives what its opener could read to whoever fetches, and its query goes on as whoever that is.
+fn refuse_open_cursors(local: bool) {
+    // Those that came up under an impersonation go with it.
+    let cursors = if in_force().is_some() && !local { Vec::new() } else { leftovers::open_cursors(None) };
+    if let Some(cursor) = cursors.first() {
+        raise(&Refusal {
+            sqlstate: PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            message: "cannot impersonate while cursors are open".to_owned(),
+            detail: Some(format!("Cursor \"{cursor}\" would be open to the target.")),
+            hint: Some("CLOSE ALL;".to_owned()),
+        });
+    }
+}
+
+/// The transaction is about to commit: what ends with it leaves nothing behind (S9).
+pub fn before_commit() {
+    if let Some(state) = in_force().filter(|state| state.local) {
+        put_back(&state);
+    }
 }
 
 /// Whether the impersonation in force may be changed by a call that brings this cookie (S7).
@@ -367,6 +423,13 @@ pub fn may_change(cookie: Option<&[u8; 32]>) -> Result<(), Refusal> {
 pub fn transaction_ends(end: TransactionEnd) {
     SESSION.with(|session| {
         session.ending.set(end);
+        if end == TransactionEnd::Commit {
+            let told = session.told.get().map(|told| told.state);
+            if let Ok(mut before) = session.before.try_borrow_mut() {
+                // Under one that ends with the transaction there may be another that goes on.
+                before.retain(|(id, _)| told.is_some_and(|state| (state.id == *id) != state.local));
+            }
+        }
         let aborted = matches!(end, TransactionEnd::Abort | TransactionEnd::SubtransactionAbort);
         if aborted && session.changing.replace(false) {
             // A switch that failed half-way: told, but never in force.

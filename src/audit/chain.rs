@@ -34,13 +34,8 @@ pub enum Value<'a> {
     },
     Uuid([u8; 16]),
     Text(&'a [u8]),
-    /// Of one dimension, counting from 1; or without elements.
+    /// Of one dimension, counting from 1; or without elements. The writer stores no other.
     TextArray(&'a [Option<&'a [u8]>]),
-    /// Any other array: (length, lower bound) of each dimension. The writer stores none, but a verifier may meet one.
-    OddTextArray {
-        dimensions: &'a [(i32, i32)],
-        elements: &'a [Option<&'a [u8]>],
-    },
 }
 
 /// Hashes one row, column by column.
@@ -69,7 +64,6 @@ impl RowHasher {
             Value::Text(text) => self.text(text),
             Value::TextArray([]) => self.array(&[], &[]),
             Value::TextArray(elements) => self.array(&[(elements.len() as i32, 1)], elements),
-            Value::OddTextArray { dimensions, elements } => self.array(dimensions, elements),
         }
     }
 
@@ -110,13 +104,6 @@ impl RowHasher {
     }
 }
 
-/// The hash of a row, of all its columns but `hash`.
-pub fn row_hash(previous: &Hash, columns: &[Value]) -> Hash {
-    let mut hasher = RowHasher::new(previous);
-    columns.iter().for_each(|value| hasher.column(*value));
-    hasher.finish()
-}
-
 /// What a stored hash counts as for the row behind it.
 pub fn stored(hash: Option<&[u8]>) -> Hash {
     hash.and_then(|hash| hash.try_into().ok()).unwrap_or(START)
@@ -125,6 +112,12 @@ pub fn stored(hash: Option<&[u8]>) -> Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn row_hash(previous: &Hash, columns: &[Value]) -> Hash {
+        let mut hasher = RowHasher::new(previous);
+        columns.iter().for_each(|value| hasher.column(*value));
+        hasher.finish()
+    }
 
     #[test]
     fn null_and_empty_differ() {
@@ -141,16 +134,6 @@ mod tests {
         let hash = |a, b| row_hash(&START, &[Value::Text(a), Value::Text(b)]);
         assert_ne!(hash(b"ab", b"c"), hash(b"a", b"bc"));
         assert_ne!(hash(b"", b"abc"), hash(b"abc", b""));
-    }
-
-    #[test]
-    fn an_odd_array_differs_from_a_plain_one() {
-        let elements: &[Option<&[u8]>] = &[Some(b"a"), Some(b"b")];
-        let plain = row_hash(&START, &[Value::TextArray(elements)]);
-        let odd = |dimensions| row_hash(&START, &[Value::OddTextArray { dimensions, elements }]);
-        assert_eq!(plain, odd(&[(2, 1)]));
-        assert_ne!(plain, odd(&[(2, 0)]));
-        assert_ne!(plain, odd(&[(1, 1), (2, 1)]));
     }
 
     #[test]

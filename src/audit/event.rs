@@ -75,6 +75,10 @@ pub struct Event<'a> {
 /// SQLSTATE of what worked.
 pub const SUCCESSFUL: [u8; 5] = *b"00000";
 
+/// Room that suffices for an event without statement, parameters, relations, reason and detail, if its other texts are
+/// shorter than 64 bytes, as names are in Postgres.
+pub const BARE_EVENT_BYTES: usize = 640;
+
 const HEAD: usize = 80;
 const NONE: u32 = u32::MAX;
 
@@ -157,7 +161,7 @@ impl Event<'_> {
         }
     }
 
-    /// The event without what can be long. It takes at most `MAX_BARE` bytes as long as names keep to Postgres' limit.
+    /// The event without what can be long: `BARE_EVENT_BYTES` at most.
     pub(super) fn bare(&self) -> Self {
         Event {
             statement: None,
@@ -227,10 +231,6 @@ pub struct List<'a> {
 }
 
 impl<'a> List<'a> {
-    pub fn len(&self) -> usize {
-        self.count
-    }
-
     pub fn iter(&self) -> impl Iterator<Item = Option<Text<'a>>> + use<'a> {
         let mut reader = Reader(self.bytes);
         (0..self.count).map_while(move |_| reader.text())

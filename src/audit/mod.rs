@@ -14,7 +14,7 @@ mod queue;
 mod wait;
 mod writer;
 
-pub use event::{Event, Kind, Text, SUCCESSFUL};
+pub use event::{Event, Kind, Text, BARE_EVENT_BYTES, SUCCESSFUL};
 pub use wait::evict_writer;
 pub use writer::is_writer;
 

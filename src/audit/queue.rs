@@ -262,13 +262,11 @@ pub(super) enum Reserve {
 /// A lane's state at a glance.
 pub(super) struct Status {
     pub database: u32,
-    pub running: bool,
     pub absent: bool,
     pub writer_pid: i32,
     pub leaving: bool,
     pub failures: u32,
     pub failed_connections: u32,
-    pub since: i64,
     pub reserved: u64,
     pub evict: bool,
 }
@@ -520,13 +518,11 @@ impl LaneHandle {
             let since = lane.since.load(Relaxed);
             Status {
                 database: lane.database.load(Relaxed),
-                running: writer == RUNNING,
                 absent: writer == ABSENT || (writer == STARTING && now() - since >= START_LIMIT),
                 writer_pid: lane.writer_pid.load(Relaxed),
                 leaving: lane.leaving_pid.load(Relaxed) != 0,
                 failures: lane.failures.load(Relaxed),
                 failed_connections: lane.failed_connections.load(Relaxed),
-                since,
                 reserved: self.reserved(),
                 evict: lane.evict.load(Relaxed),
             }

@@ -31,6 +31,8 @@ pub struct TargetState {
     /// SHA-256 of the cookie, if one was given (S7).
     pub cookie: Option<[u8; 32]>,
     pub no_revert: bool,
+    /// Lasts to the end of the transaction.
+    pub local: bool,
     /// Its statements are recorded. Settled when it begins: it cannot turn its own auditing off (X4).
     pub audited: bool,
     /// The reason as far as `impersonate.active` shows it; the audit has all of it.
@@ -430,6 +432,15 @@ pub fn name_text(name: &Name) -> String {
 /// A name for the server.
 pub fn name_cstring(name: &Name) -> CString {
     CString::new(name_bytes(name)).unwrap_or_default()
+}
+
+/// Whether a ROLLBACK, or the end of the transaction, would change who the session is.
+pub fn identity_is_transactional() -> bool {
+    thread_local! {
+        static RECORD: *mut pg_sys::config_string = version::find_string_setting(c"impersonate.target");
+    }
+    // SAFETY: null, or the setting's record, which lives as long as the process.
+    RECORD.with(|&record| !record.is_null() && unsafe { !(*record).gen_.stack.is_null() })
 }
 
 /// Any other setting whose name begins with `impersonate.` is a mistake.

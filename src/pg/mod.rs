@@ -3,8 +3,10 @@
 pub mod active;
 pub mod catch;
 pub mod guc;
+pub mod guc_values;
 pub mod identity;
 pub mod latch;
+pub mod leftovers;
 pub mod nodes;
 pub mod portal;
 pub mod rights;

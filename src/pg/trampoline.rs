@@ -157,6 +157,8 @@ pub struct Handlers {
     pub utility_done: fn(&Utility),
     /// An error is reported to the client.
     pub reported: fn(sqlstate: i32, level: i32, query: &[u8]),
+    /// The transaction is about to commit or to be prepared. May raise.
+    pub before_commit: fn(),
     pub transaction_ends: fn(TransactionEnd),
     pub exiting: fn(),
     /// Whether every session is watched. Neither raises nor waits.
@@ -235,8 +237,11 @@ pub fn follow_transactions() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn transaction_callback(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
-    use pg_sys::XactEvent::{XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE};
+    use pg_sys::XactEvent::{
+        XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PRE_PREPARE,
+    };
     match event {
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => (handlers().before_commit)(),
         XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => (handlers().transaction_ends)(TransactionEnd::Commit),
         XACT_EVENT_ABORT => (handlers().transaction_ends)(TransactionEnd::Abort),
         _ => (),
@@ -440,6 +445,15 @@ unsafe extern "C-unwind" fn process_utility(
                 utility_before(&utility, &mut course);
             }
         }
+        // A procedure that could COMMIT or ROLLBACK half-way would go on as somebody else.
+        let context = if matches!(kind, NodeTag::T_CallStmt | NodeTag::T_DoStmt)
+            && context == ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL
+            && super::guc::identity_is_transactional()
+        {
+            ProcessUtilityContext::PROCESS_UTILITY_QUERY
+        } else {
+            context
+        };
         let mut run = || match PREVIOUS_UTILITY {
             Some(previous) => {
                 previous(

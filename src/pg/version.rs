@@ -29,6 +29,22 @@ pub fn find_string_setting(name: &CStr) -> *mut pg_sys::config_string {
     }
 }
 
+/// The records of all settings.
+pub fn all_settings() -> Vec<*mut pg_sys::config_generic> {
+    #[cfg(feature = "pg15")]
+    // SAFETY: an array of that many records.
+    unsafe {
+        std::slice::from_raw_parts(pg_sys::get_guc_variables(), num_settings()).to_vec()
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: a palloc'ed array of as many records as it says.
+    unsafe {
+        let mut count = 0;
+        let all = pg_sys::get_guc_variables(&raw mut count);
+        std::slice::from_raw_parts(all, count as usize).to_vec()
+    }
+}
+
 #[cfg(feature = "pg15")]
 fn num_settings() -> usize {
     extern "C" {

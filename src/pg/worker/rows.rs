@@ -55,7 +55,6 @@ pub struct Store {
 struct Known {
     relation: pg_sys::Oid,
     row_type: pg_sys::Oid,
-    array_type: pg_sys::Oid,
     /// For each column of the target its place in the row, from 0.
     places: Vec<usize>,
     insert: pg_sys::SPIPlanPtr,
@@ -108,6 +107,7 @@ impl Store {
             (relation, oid, form.reltype)
         };
         if !self.known.as_ref().is_some_and(|known| known.relation == oid && known.row_type == row_type) {
+            self.forget();
             self.known = Some(Known::learn(target, oid, row_type));
         }
         self.known.as_ref().map(|known| Open { known, relation })
@@ -159,7 +159,6 @@ impl Known {
             Known {
                 relation,
                 row_type,
-                array_type,
                 places,
                 insert: prepare(target.insert, &mut [array_type]),
                 newest: prepare(target.newest, &mut []),
@@ -175,7 +174,8 @@ unsafe fn prepare(statement: &CStr, types: &mut [pg_sys::Oid]) -> pg_sys::SPIPla
     unsafe {
         let plan = pg_sys::SPI_prepare(statement.as_ptr(), types.len() as i32, types.as_mut_ptr());
         if plan.is_null() {
-            pgrx::error!("could not prepare a statement of the audit writer: {}", pg_sys::SPI_result);
+            let result = pg_sys::SPI_result;
+            pgrx::error!("could not prepare a statement of the audit writer: {result}");
         }
         pg_sys::SPI_keepplan(plan);
         plan
@@ -293,8 +293,9 @@ impl Batch<'_> {
                     0,
                 );
                 expect(done, pg_sys::SPI_OK_INSERT);
-                if pg_sys::SPI_processed != rows.len() as u64 {
-                    pgrx::error!("{} of {} audit events were stored", pg_sys::SPI_processed, rows.len());
+                let stored = pg_sys::SPI_processed;
+                if stored != rows.len() as u64 {
+                    pgrx::error!("{stored} of {} audit events were stored", rows.len());
                 }
             }
         }

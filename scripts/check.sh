@@ -168,12 +168,15 @@ golden_files() {
 }
 
 one_golden_file() {
-    local log=$out/runner.log crashes
+    local log=$out/runner.log status=0 crashes
     # pg_regress makes the database. Through its own folder for output, so that two runs do not meet.
-    if PGISOLATIONTIMEOUT=$((FILE_LIMIT / 2)) timeout --foreground --kill-after=5 $FILE_LIMIT \
+    PGISOLATIONTIMEOUT=$((FILE_LIMIT / 2)) timeout --foreground --kill-after=5 $FILE_LIMIT \
         "$runner" --bindir="$bindir" --host="$PGHOST" --port="$PGPORT" --user="$PGUSER" --dbname="${stage}_$name" \
-        --load-extension=impersonate --inputdir="$folder" --outputdir="$out" "$name" >"$log" 2>&1; then
+        --load-extension=impersonate --inputdir="$folder" --outputdir="$out" "$name" >"$log" 2>&1 || status=$?
+    if [ "$status" -eq 0 ]; then
         ok
+    elif [ "$status" -ge 124 ]; then
+        bad "$name: not done after $FILE_LIMIT seconds" 1 "$out/results/$name.out"
     elif [ "${ACCEPT:-}" = 1 ] && [ -s "$out/results/$name.out" ]; then
         cp "$out/results/$name.out" "$folder/expected/$name.out"
         say "  accepted: $folder/expected/$name.out"

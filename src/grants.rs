@@ -154,12 +154,7 @@ fn grantor(granted_by: Option<Oid>) -> Oid {
 /// X4: the target's code shall not move rights about, unless the target could do anything anyway.
 fn refuse_while_impersonating() {
     if let Some(state) = session::in_force().filter(|state| !state.target_superuser) {
-        raise(
-            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            "cannot change SET USER rights while impersonating".to_owned(),
-            Some(format!("The session acts as \"{}\".", crate::pg::guc::name_text(&state.target_name))),
-            Some("End the impersonation first: SELECT setuser();".to_owned()),
-        );
+        session::raise(&session::change_refusal(&state, "SET USER rights"));
     }
 }
 

@@ -1,21 +1,22 @@
 //! What the hooks lead to: which part of the crate answers for what.
 
-use crate::pg::trampoline::{Course, Handlers, Utility};
+use crate::pg::trampoline::{self, Course, Handlers, Utility};
 use crate::pg::utility::{self, Concern};
-use crate::pg::{identity, rights};
+use crate::pg::{identity, own_objects, rights};
 use crate::{audit, grants, session, settings, statements};
 
 /// For `pg/trampoline.rs`.
 pub static HANDLERS: Handlers = Handlers {
+    check: session::check,
     begun: statements::begun,
     rows: statements::rows,
     ended: statements::ended,
     failed: statements::failed,
     failed_early: statements::failed_early,
-    concerns: utility::concerns,
+    concerns: |kind| utility::concerns(kind) || (trampoline::watching() && own_objects::concerns(kind)),
     utility: before_utility,
     utility_done: after_utility,
-    reported: |sqlstate, _level, query| statements::reported(sqlstate, query),
+    reported: statements::reported,
     before_commit: session::before_commit,
     transaction_ends: |end| {
         // The statements' rows carry the identity that they ran under, so they come first.
@@ -32,6 +33,11 @@ pub static HANDLERS: Handlers = Handlers {
 
 fn before_utility(utility: &Utility) -> Course {
     let unchanged = Course { statement: utility.statement, tell_when_done: false };
+    if session::in_force().is_some() {
+        if let Some(what) = utility::changes_product(utility) {
+            session::refuse_change(&what);
+        }
+    }
     match utility::read(utility) {
         Concern::RoleGrant(grant) => grants::statement(utility, &grant).unwrap_or(unchanged),
         Concern::RoleNamed(name) => {

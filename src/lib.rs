@@ -27,5 +27,6 @@ extern "C-unwind" fn _PG_init() {
     pg::rights::register_provider();
     pg::guc::install(&session::HANDLERS);
     pg::trampoline::install(&hooks::HANDLERS);
-    settings::reserve_prefix();
+    pg::own_objects::install(session::refuse_change);
+    settings::close();
 }

@@ -106,6 +106,7 @@ pub static HANDLERS: Handlers = Handlers {
     role_shown,
     session_user_changes,
     session_user_changed: derive,
+    setting_changes: || in_force().map(|state| change_refusal(&state, "settings of impersonate")),
 };
 
 /// The impersonation in force, if there is one.
@@ -150,12 +151,12 @@ fn target_assigned(state: Option<&TargetState>) {
         // A value that comes back while a transaction ends is the settings machinery's doing. Inside one, only we
         // change it: else it is a RESET, from wherever, and the target's code must not be able to (X1).
         if leaves && identity::in_transaction() && !session.changing.get() {
-            pgrx::ereport!(
-                pgrx::PgLogLevel::ERROR,
-                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                "impersonate.target cannot be reset directly",
-                "End the impersonation with SELECT setuser();"
-            );
+            raise(&Refusal {
+                sqlstate: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                message: "impersonate.target cannot be reset directly".to_owned(),
+                detail: None,
+                hint: Some("End the impersonation with SELECT setuser();".to_owned()),
+            });
         }
         session.target.set(state.copied());
         derive();
@@ -178,14 +179,42 @@ fn role_shown() -> Option<Name> {
 /// X1: RESET SESSION AUTHORIZATION reaches the assign hook without a check.
 fn session_user_changes() {
     if identity::in_transaction() && in_force().is_some() {
-        let refusal = guc::session_refusal();
-        pgrx::ereport!(
-            pgrx::PgLogLevel::ERROR,
-            refusal.sqlstate,
-            refusal.message,
-            refusal.hint.unwrap_or_default()
-        );
+        raise(&guc::session_refusal());
     }
+}
+
+/// What the recorded values amount to: the role to be in force, or None for the session user.
+fn amounts_to() -> Option<(Oid, bool)> {
+    let role = SESSION.with(|session| session.role.get());
+    let role_set = role.role != Oid::INVALID;
+    match in_force() {
+        Some(state) if role_set && role.impersonation == state.id => Some((role.role, role.superuser)),
+        Some(state) => Some((state.target, state.target_superuser)),
+        None if role_set && role.impersonation == [0; 16] => Some((role.role, role.superuser)),
+        None => None,
+    }
+}
+
+/// X2: ends the connection if the role in force isn't the one that the session's own state amounts to.
+pub fn check() {
+    let Some(state) = in_force() else { return };
+    let Some((expected, _)) = amounts_to() else { return };
+    let found = identity::role_in_force();
+    if found == expected {
+        return;
+    }
+    let detail = serde_json::json!({
+        "expected": u32::from(expected),
+        "found": u32::from(found),
+    })
+    .to_string();
+    statements::tell_standing(&Event { sqlstate: *b"42501", ..event(Kind::Violation, &state, Some(detail.as_bytes())) });
+    pgrx::ereport!(
+        pgrx::PgLogLevel::FATAL,
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        "the role in force is not the one that is impersonated",
+        format!("Role {} is in force instead of role {}.", u32::from(found), u32::from(expected))
+    );
 }
 
 /// Puts in force what the recorded values amount to.
@@ -198,14 +227,7 @@ fn derive() {
                 session.dead.set(state.id);
             }
         }
-        let role = session.role.get();
-        let role_set = role.role != Oid::INVALID;
-        identity::put_in_force(match in_force() {
-            Some(state) if role_set && role.impersonation == state.id => Some((role.role, role.superuser)),
-            Some(state) => Some((state.target, state.target_superuser)),
-            None if role_set && role.impersonation == [0; 16] => Some((role.role, role.superuser)),
-            None => None,
-        });
+        identity::put_in_force(amounts_to());
         if !session.changing.get() {
             reconcile();
         }
@@ -474,4 +496,25 @@ pub fn raise(refusal: &Refusal) -> ! {
     }
     report.report(pgrx::PgLogLevel::ERROR);
     unreachable!("an error does not return")
+}
+
+/// X4: nobody changes the product, its settings or its objects from under an impersonation, whatever the target is.
+pub fn refuse_change(what: &str) {
+    if let Some(state) = in_force() {
+        raise(&change_refusal(&state, what));
+    }
+}
+
+/// See [`refuse_change`].
+pub fn change_refusal(state: &TargetState, what: &str) -> Refusal {
+    Refusal {
+        sqlstate: PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        message: format!("cannot change {what} while impersonating"),
+        detail: Some(format!(
+            "Role \"{}\" acts as \"{}\".",
+            name_text(&state.impersonator_name),
+            name_text(&state.target_name)
+        )),
+        hint: Some("End the impersonation first: SELECT setuser();".to_owned()),
+    }
 }

@@ -64,7 +64,9 @@ pub fn define() {
     );
 }
 
-/// Any other name that begins with `impersonate.` is a mistake.
-pub fn reserve_prefix() {
+/// When all are defined: none can be changed from under an impersonation (X4), and any other name that begins with
+/// `impersonate.` is a mistake.
+pub fn close() {
+    crate::pg::guc::guard_settings();
     crate::pg::guc::reserve_prefix();
 }

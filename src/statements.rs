@@ -48,6 +48,8 @@ thread_local! {
     static LOGIN: Cell<Option<(u32, Name)>> = const { Cell::new(None) };
     /// SQLSTATE of the last error that was reported to the client in this transaction.
     static LAST_ERROR: Cell<i32> = const { Cell::new(0) };
+    /// A FATAL error is ending the connection.
+    static ENDED_BY_SERVER: Cell<bool> = const { Cell::new(false) };
     /// The error being reported belongs to a statement that has its row.
     static ERROR_TOLD: Cell<bool> = const { Cell::new(false) };
 }
@@ -272,8 +274,11 @@ pub fn told_otherwise(key: usize) {
 
 /// An error is on its way to the client. One that no open statement has told is of a statement that never began:
 /// it didn't parse, or its transaction could not be committed.
-pub fn reported(sqlstate: i32, query: &[u8]) {
+pub fn reported(sqlstate: i32, level: i32, query: &[u8]) {
     LAST_ERROR.set(sqlstate);
+    if level >= pgrx::PgLogLevel::FATAL as i32 {
+        ENDED_BY_SERVER.set(true);
+    }
     let commits = OPEN.with_borrow(|all| all.iter().any(|open| open.ends_transaction));
     if ERROR_TOLD.replace(false) || commits {
         return;
@@ -345,9 +350,9 @@ pub fn connection_ends() {
     tell_all(if error == 0 { *b"08006" } else { catch::sqlstate_text(error) });
 }
 
-/// Whether the connection ends because somebody ended it.
+/// Whether the connection ends by a FATAL error: an administrator's command, a time-out, our own check.
 pub fn terminated() -> bool {
-    matches!(&catch::sqlstate_text(LAST_ERROR.get()), b"57P01" | b"57P05" | b"25P03")
+    ENDED_BY_SERVER.get()
 }
 
 /// SHA-256.

@@ -106,7 +106,7 @@ pub(super) fn reserve(known: Option<LaneHandle>, bytes: u64, held: u64) -> LaneH
     let database = worker::my_database();
     let pid = worker::my_pid();
     // The usual case: lane known, writer at work, room left.
-    if let Some(lane) = known {
+    if let Some(lane) = known.filter(|_| within_limit(bytes, held)) {
         if let Reserve::Done = lane.try_reserve(database, bytes, held, pid) {
             return lane;
         }
@@ -227,6 +227,11 @@ fn assign(database: u32) -> LaneHandle {
     })
 }
 
+/// A session may have half of the queue, so that two never wait for each other's room from the start.
+fn within_limit(bytes: u64, held: u64) -> bool {
+    bytes.saturating_add(held) <= queue::max_reservation() as u64
+}
+
 /// Raises for what no waiting can mend.
 fn check_possible(bytes: u64, held: u64) {
     if !queue::available() {
@@ -253,12 +258,12 @@ fn check_possible(bytes: u64, held: u64) {
             "Connect to the primary.",
         );
     }
-    if bytes.saturating_add(held) > queue::max_reservation() as u64 {
+    if !within_limit(bytes, held) {
         raise(
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-            "audit event is too large for the queue",
+            "audit events are too large for the queue",
             Some(format!(
-                "{} bytes are needed, and half of the queue is {} bytes.",
+                "A session needs {} bytes, and half of the queue is {} bytes.",
                 bytes.saturating_add(held),
                 queue::max_reservation()
             )),

@@ -298,7 +298,7 @@ impl Writer {
     /// Stores the oldest events, inside a transaction. `None` when there is no table.
     fn store_batch(&mut self) -> Option<StoredBatch> {
         let open = self.store.open()?;
-        let (mut id, mut hash) = self.newest.unwrap_or_else(|| match open.newest() {
+        let (mut id, mut hash) = self.newest.filter(|_| !open.is_new).unwrap_or_else(|| match open.newest() {
             Some((id, hash)) => (id, chain::stored(hash.as_deref())),
             None => (0, chain::START),
         });

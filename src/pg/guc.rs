@@ -103,6 +103,8 @@ pub struct Handlers {
     /// `session_authorization` takes a value, before core applies it. May raise only while in a transaction.
     pub session_user_changes: fn(),
     pub session_user_changed: fn(),
+    /// Why a setting of the product cannot be changed now, if it cannot (X4).
+    pub setting_changes: fn() -> Option<Refusal>,
 }
 
 struct Hooks {
@@ -432,6 +434,50 @@ pub fn name_text(name: &Name) -> String {
 /// A name for the server.
 pub fn name_cstring(name: &Name) -> CString {
     CString::new(name_bytes(name)).unwrap_or_default()
+}
+
+/// Puts a check on the product's other settings. In the postmaster, when they are all defined.
+pub fn guard_settings() {
+    use pg_sys::config_type::{PGC_BOOL, PGC_ENUM, PGC_INT, PGC_REAL, PGC_STRING};
+    for setting in version::all_settings() {
+        // SAFETY: the type tells which record it is; the hooks take what that record's hook takes.
+        unsafe {
+            let name = CStr::from_ptr((*setting).name);
+            if !name.to_bytes().starts_with(b"impersonate.") || name == c"impersonate.target" {
+                continue;
+            }
+            match (*setting).vartype {
+                PGC_BOOL => (*setting.cast::<pg_sys::config_bool>()).check_hook = Some(check_change::<bool>),
+                PGC_INT => (*setting.cast::<pg_sys::config_int>()).check_hook = Some(check_change::<i32>),
+                PGC_ENUM => (*setting.cast::<pg_sys::config_enum>()).check_hook = Some(check_change::<i32>),
+                PGC_REAL => (*setting.cast::<pg_sys::config_real>()).check_hook = Some(check_change::<f64>),
+                PGC_STRING => {
+                    (*setting.cast::<pg_sys::config_string>()).check_hook = Some(check_change::<*mut c_char>);
+                }
+                _ => (),
+            }
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn check_change<T>(
+    _new: *mut T,
+    _extra: *mut *mut c_void,
+    source: GucSource::Type,
+) -> bool {
+    // SAFETY: called as the server called us.
+    unsafe { may_change(source) }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn may_change(source: GucSource::Type) -> bool {
+    if source < GucSource::PGC_S_INTERACTIVE || identity::starting_parallel_worker() {
+        return true;
+    }
+    match HANDLERS.0.get().and_then(|handlers| (handlers.setting_changes)()) {
+        Some(refusal) => refuse(&refusal),
+        None => true,
+    }
 }
 
 /// Whether a ROLLBACK, or the end of the transaction, would change who the session is.

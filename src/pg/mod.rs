@@ -8,11 +8,14 @@ pub mod identity;
 pub mod latch;
 pub mod leftovers;
 pub mod nodes;
+pub mod own_objects;
 pub mod portal;
 pub mod rights;
 pub mod roles;
 pub mod shmem;
 pub mod store;
+#[cfg(feature = "test-entries")]
+pub mod test_entries;
 pub mod trampoline;
 pub mod trigger;
 pub mod utility;

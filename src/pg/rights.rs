@@ -255,6 +255,7 @@ pub fn register_provider() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn relabel(object: *const pg_sys::ObjectAddress, _label: *const c_char) {
+    super::own_objects::refuse_if_concerned("stamps of roles");
     // SAFETY: the server passes a valid address.
     let on_role = unsafe { (*object).classId } == pg_sys::AuthIdRelationId;
     if !on_role || !super::identity::superuser(super::identity::current_user()) {

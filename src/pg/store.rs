@@ -9,9 +9,29 @@ use impersonate_policy::{Change, RoleId, Scope};
 use pgrx::pg_sys::{self, Oid};
 use pgrx::spi::Spi;
 use pgrx::{ereport, PgLogLevel, PgSqlErrorCode};
+use std::cell::Cell;
+
+thread_local! {
+    static OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether what runs now is a statement of ours.
+pub fn is_ours() -> bool {
+    OURS.get()
+}
+
+/// Ends with the scope, also when an error unwinds it.
+struct Ours(bool);
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        OURS.set(self.0);
+    }
+}
 
 /// Runs `body` as the bootstrap superuser. An error restores the user with the transaction (xact.c).
 pub fn as_superuser<T>(body: impl FnOnce() -> T) -> T {
+    let _ours = Ours(OURS.replace(true));
     // SAFETY: user and settings are put back on the way out, or by the abort of the (sub)transaction.
     unsafe {
         let (mut user, mut context) = (Oid::INVALID, 0);

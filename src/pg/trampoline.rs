@@ -142,6 +142,8 @@ pub enum TransactionEnd {
 
 /// What the rest of the crate does with the hooks. Those marked may raise; the others must not.
 pub struct Handlers {
+    /// Before a statement of the client's is planned or run. May raise.
+    pub check: fn(),
     /// May raise.
     pub begun: fn(&Begun),
     pub rows: fn(key: usize, rows: u64),
@@ -282,6 +284,9 @@ unsafe extern "C-unwind" fn planner(
         }
         // Folding runs functions, whose queries are not the client's.
         let outer = DEPTH.0.get();
+        if outer == 0 {
+            check_identity();
+        }
         let mut planned = std::ptr::null_mut();
         DEPTH.0.set(outer + 1);
         with_undo(&mut || planned = plan(parse, query_string, cursor_options, params), &mut |code| {
@@ -294,6 +299,11 @@ unsafe extern "C-unwind" fn planner(
         DEPTH.0.set(outer);
         planned
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_identity() {
+    (handlers().check)();
 }
 
 #[pg_guard]
@@ -339,6 +349,7 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
 unsafe extern "C-unwind" fn query_begins(query: *mut pg_sys::QueryDesc) {
     // SAFETY: the query and its text are valid for the call.
     unsafe {
+        (handlers().check)();
         let statement = (*query).plannedstmt;
         let text = statement_text((*query).sourceText, (*statement).stmt_location, (*statement).stmt_len);
         let tag = command_tag(statement.cast());
@@ -502,6 +513,7 @@ unsafe extern "C-unwind" fn process_utility(
 
 #[pg_guard]
 unsafe extern "C-unwind" fn utility_begins(statement: *mut pg_sys::PlannedStmt, query_string: *const c_char) {
+    (handlers().check)();
     // SAFETY: the statement and its text are valid for the call.
     unsafe {
         let text = statement_text(query_string, (*statement).stmt_location, (*statement).stmt_len);

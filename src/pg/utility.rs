@@ -158,6 +158,12 @@ pub fn emptied(utility: &Utility) -> Course {
     }
 }
 
+/// What of the product the statement would change, if anything (X4).
+pub fn changes_product(utility: &Utility) -> Option<String> {
+    // SAFETY: what the server is about to run.
+    unsafe { super::own_objects::changed_by((*utility.statement).utilityStmt) }
+}
+
 /// Whether the statement is the client's own.
 pub fn is_top_level(utility: &Utility) -> bool {
     utility.context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL

@@ -65,6 +65,8 @@ struct Known {
 pub struct Open<'s> {
     known: &'s Known,
     relation: pg_sys::Relation,
+    /// It wasn't opened before, since the start or the last error, or it is another table than it was.
+    pub is_new: bool,
 }
 
 /// The extension exists in this database. Needs a transaction.
@@ -106,11 +108,12 @@ impl Store {
             }
             (relation, oid, form.reltype)
         };
-        if !self.known.as_ref().is_some_and(|known| known.relation == oid && known.row_type == row_type) {
+        let is_new = !self.known.as_ref().is_some_and(|known| known.relation == oid && known.row_type == row_type);
+        if is_new {
             self.forget();
             self.known = Some(Known::learn(target, oid, row_type));
         }
-        self.known.as_ref().map(|known| Open { known, relation })
+        self.known.as_ref().map(|known| Open { known, relation, is_new })
     }
 
     /// To be called after an error: what is remembered may be out of date.

@@ -29,7 +29,6 @@ SELECT rolname, ok FROM a1;
 REVOKE "SET USER ANY WITH ROLES" FROM lead;
 GRANT "SET USER ANY WITH ROLES" (sales_login) TO lead;
 SELECT rolname, ok FROM a1 WHERE ok;
--- The target itself on the list of roles is not held by itself.
 -- Users: those and no others, whatever they hold.
 REVOKE "SET USER" FROM lead;
 GRANT "SET USER" (one, other) TO lead;

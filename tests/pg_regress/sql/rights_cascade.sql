@@ -30,7 +30,7 @@ REVOKE "SET USER" (c) FROM d;
 REVOKE ADMIN OPTION FOR "SET USER" FROM b CASCADE;
 :rights
 
--- A second leg to stand on: what a superuser granted as well does not fall, and needs no CASCADE.
+-- A second leg to stand on: what a superuser granted as well does not fall, nor what hangs on that.
 SET ROLE a;
 GRANT "SET USER" TO b WITH ADMIN OPTION;
 RESET ROLE;
@@ -59,6 +59,6 @@ GRANT "SET USER" TO c WITH ADMIN OPTION;
 GRANT "SET USER" TO a;
 RESET ROLE;
 SELECT grantee, admin, grantor FROM impersonate.grants ORDER BY grant_id;
--- Two legs first, then a ring: still no way to keep it without a superuser's grant.
+-- So with the root the whole chain goes.
 SELECT impersonate.revoke_set_user('a', cascade => true);
 SELECT grantee, admin, grantor FROM impersonate.grants ORDER BY grant_id;

@@ -60,10 +60,6 @@ GRANT "SET USER" (x) TO outsider GRANTED BY nobody;
 GRANT "SET USER" (x) TO outsider GRANTED BY PUBLIC;
 \echo :SQLSTATE
 SELECT grantee, users, grantor FROM impersonate.grants WHERE grantee = 'outsider' ORDER BY grant_id;
-REVOKE "SET USER" (x) FROM outsider GRANTED BY bob;
-\echo :SQLSTATE
-REVOKE "SET USER" (x) FROM outsider GRANTED BY boss;
-SELECT grantee, users, grantor FROM impersonate.grants WHERE grantee = 'outsider' ORDER BY grant_id;
 
 -- A member that leaves the group can grant no more; what it granted stays until somebody revokes it.
 REVOKE admins FROM inherits;

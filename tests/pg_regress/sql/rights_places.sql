@@ -94,7 +94,7 @@ CALL gives();
 -- Several statements in one message, and a failed one that takes the others along.
 GRANT "SET USER" (bob) TO carol\; GRANT "SET USER" (nobody) TO carol;
 SELECT count(*) FROM impersonate.grants WHERE grantee = 'carol';
--- With a plan that is used again: PREPARE takes no utility statement, a function's plan does.
+-- A function's plan, used again.
 CREATE FUNCTION again() RETURNS void LANGUAGE plpgsql AS 'BEGIN GRANT "SET USER" (bob, x) TO carol; END';
 SELECT again();
 REVOKE "SET USER" FROM carol;

@@ -1,5 +1,6 @@
 -- A schema named impersonate that somebody made before: CREATE EXTENSION must not put its objects into a schema that an
 -- ordinary role owns or may create in, for that role could drop them, or put functions of its own beside them.
+\set SHOW_CONTEXT never
 DROP EXTENSION impersonate;
 DROP SCHEMA IF EXISTS impersonate;
 CREATE ROLE mallory LOGIN;
@@ -12,7 +13,6 @@ DROP SCHEMA impersonate CASCADE;
 \c - postgres
 SELECT count(*) AS extensions FROM pg_extension WHERE extname = 'impersonate';
 -- A superuser's schema in which mallory may create.
-DROP SCHEMA IF EXISTS impersonate CASCADE;
 CREATE SCHEMA impersonate;
 GRANT CREATE ON SCHEMA impersonate TO mallory;
 CREATE EXTENSION impersonate;

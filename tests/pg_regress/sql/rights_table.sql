@@ -13,9 +13,10 @@ INSERT INTO impersonate.set_user_grant (grantee, scope, grantor, as_superuser) V
 UPDATE impersonate.set_user_grant SET as_superuser = true;
 DELETE FROM impersonate.set_user_grant;
 TRUNCATE impersonate.set_user_grant;
+BEGIN;
 LOCK TABLE impersonate.set_user_grant IN ACCESS SHARE MODE;
-COPY impersonate.set_user_grant FROM stdin;
-\.
+ROLLBACK;
+COPY impersonate.set_user_grant FROM '/dev/null';
 ALTER TABLE impersonate.set_user_grant DISABLE TRIGGER stamp;
 SELECT setval('impersonate.grant_id_seq', 1);
 SELECT nextval('impersonate.grant_id_seq');

@@ -173,6 +173,25 @@ impl Stage {
         found.map_or_else(|| real.to_owned(), |(name, _)| (*name).to_owned())
     }
 
+    /// What is known of a process: its impersonation, of that target, or none.
+    #[track_caller]
+    pub fn told(&self, pid: i32, login: &str, target: Option<&str>) {
+        let row = |target| vec![Some(login.to_owned()), Some(self.name(target)), Some(self.database.clone())];
+        let expected: Vec<Row> = target.into_iter().map(row).collect();
+        assert_eq!(self.active(pid), expected, "impersonate.active");
+        let history = self.history(pid);
+        match target {
+            Some(target) => {
+                let begun = format!("+{}", self.short(&self.name(target)));
+                assert_eq!(history.last(), Some(&begun), "the audit: {history:?}");
+            }
+            None => assert!(
+                history.last().is_none_or(|last| last.starts_with('-')),
+                "the audit has an impersonation that goes on: {history:?}"
+            ),
+        }
+    }
+
     /// Who impersonates whom in a process, by `impersonate.active`.
     #[track_caller]
     pub fn active(&self, pid: i32) -> Vec<Row> {
@@ -224,6 +243,11 @@ pub struct Session<'a> {
 impl Session<'_> {
     pub fn pid(&self) -> i32 {
         self.raw.pid()
+    }
+
+    /// From here on the session user is expected to be this one.
+    pub fn logged_in_as(&mut self, login: &str) {
+        self.login = self.stage.name(login);
     }
 
     /// Statements by the simple protocol, all of which work. Returns their rows.
@@ -359,38 +383,19 @@ impl Session<'_> {
         let expected = self.expected(target, role);
         assert_eq!(says, expected, "current_user, session_user, role, impersonate.target, is_superuser");
         assert_eq!(self.raw.parameter("is_superuser"), Some(expected[4].as_str()), "is_superuser as reported");
-        self.told(target, role);
+        self.told(target);
+        let Some(target) = target else { return };
+        let statements = self.stage.audit(self.pid(), &["STATEMENT"]);
+        let last = statements.last().expect("statements under an impersonation are recorded");
+        assert_eq!(last.statement.as_deref(), Some(WITNESS), "{last:?}");
+        let audited = [&last.user, &last.session_user, &last.role].map(String::as_str);
+        assert_eq!(audited, [&self.stage.name(target), &self.login, &expected[0]].map(String::as_str), "{last:?}");
     }
 
     /// What others know: `impersonate.active`, and the last rows of the audit. For when the session can't be asked.
     #[track_caller]
-    pub fn told(&self, target: Option<&str>, role: Option<&str>) {
-        let stage = self.stage;
-        let pid = self.pid();
-        let real = target.map(|name| stage.name(name));
-        let expected: Vec<Row> = real
-            .iter()
-            .map(|real| vec![Some(self.login.clone()), Some(real.clone()), Some(stage.database.clone())])
-            .collect();
-        assert_eq!(stage.active(pid), expected, "impersonate.active");
-        let history = stage.history(pid);
-        match target {
-            Some(target) => {
-                assert_eq!(history.last(), Some(&format!("+{target}")), "the audit: {history:?}");
-                let statements = stage.audit(pid, &["STATEMENT"]);
-                let witness = statements.iter().rfind(|row| row.statement.as_deref() == Some(WITNESS));
-                if let Some(witness) = witness {
-                    let expected = role.map(|role| stage.name(role)).or(real).unwrap();
-                    assert_eq!(witness.session_user, self.login, "{witness:?}");
-                    assert_eq!(witness.user, stage.name(target), "{witness:?}");
-                    assert_eq!(witness.role, expected, "{witness:?}");
-                }
-            }
-            None => {
-                let ended = history.last().is_none_or(|last| last.starts_with('-'));
-                assert!(ended, "the audit has an impersonation that goes on: {history:?}");
-            }
-        }
+    pub fn told(&self, target: Option<&str>) {
+        self.stage.told(self.pid(), &self.login, target);
     }
 
     /// The session's transaction, as the last `ReadyForQuery` told it.

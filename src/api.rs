@@ -83,6 +83,15 @@ fn role_now() -> String {
 }
 
 fn start(key: usize, request: &Request) -> String {
+    if settings::local_only() && !request.local {
+        let refusal = refusal(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "an impersonation must end with its transaction here".to_owned(),
+            Some("Setting \"impersonate.local_only\" is on, because others may get this connection next.".to_owned()),
+            Some(format!("BEGIN; SELECT setuser({}, local => true);", quote_literal(request.target))),
+        );
+        deny(key, request.target, &refusal, request.reason);
+    }
     let statement = format!("SELECT setuser({})", quote_literal(request.target));
     let role = named(request.target);
     let Some(role) = role else {

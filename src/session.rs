@@ -371,9 +371,16 @@ pub fn end(cause: Cause, statement: Option<&str>) {
     let Some(state) = in_force() else { return };
     SESSION.with(|session| {
         statements::stand_by();
+        let before = before(&state);
+        // May fail; the settings cannot, and some of them ask who sets them.
+        if let Some(before) = &before {
+            leftovers::remove(state.since, &before.temporary);
+        }
         session.changing.set(true);
         guc::set_target(c"", false);
-        put_back(&state);
+        if let Some(before) = &before {
+            guc_values::put_back(&before.settings);
+        }
         session.changing.set(false);
         session.told.set(None);
         tell_end(&state, cause, statement.map(str::as_bytes));
@@ -381,12 +388,15 @@ pub fn end(cause: Cause, statement: Option<&str>) {
     });
 }
 
+fn before(state: &TargetState) -> Option<Rc<Before>> {
+    SESSION.with(|session| {
+        session.before.borrow().iter().rev().find(|(id, _)| *id == state.id).map(|(_, before)| before.clone())
+    })
+}
+
 /// S9: nothing that came up under the impersonation is left to act on the impersonator.
 fn put_back(state: &TargetState) {
-    let before = SESSION.with(|session| {
-        session.before.borrow().iter().rev().find(|(id, _)| *id == state.id).map(|(_, before)| before.clone())
-    });
-    if let Some(before) = before {
+    if let Some(before) = before(state) {
         leftovers::remove(state.since, &before.temporary);
         guc_values::put_back(&before.settings);
     }

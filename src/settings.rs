@@ -19,6 +19,14 @@ static AUDIT_STATEMENTS: GucSetting<AuditStatements> =
 // 64 kB holds what people write; what programs write is told by length and SHA-256 (L10).
 static AUDIT_STATEMENT_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);
 
+// A pooler that hands a connection on in the middle of a session cannot be seen from here; whoever sets one up knows.
+static LOCAL_ONLY: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+/// Whether an impersonation may last no longer than its transaction (X3).
+pub fn local_only() -> bool {
+    LOCAL_ONLY.get()
+}
+
 /// Whether a target must be able to log in (S5).
 pub fn require_login() -> bool {
     REQUIRE_LOGIN.get()
@@ -41,6 +49,14 @@ pub fn define() {
         c"Only a role with LOGIN that has not expired can be impersonated.",
         c"",
         &REQUIRE_LOGIN,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"impersonate.local_only",
+        c"Impersonations must end with their transaction.",
+        c"For roles whose connections a pooler hands on between transactions: only setuser(..., local => true) works.",
+        &LOCAL_ONLY,
         GucContext::Suset,
         GucFlags::default(),
     );

@@ -63,6 +63,8 @@ struct Session {
     /// The state that the next value of `impersonate.target` stands for: set around our own change alone.
     wanted: Cell<Option<TargetState>>,
     changing: Cell<bool>,
+    /// `role` is being put back to what the impersonator had set: it is judged as the impersonator's.
+    restoring: Cell<bool>,
     /// How the transaction, or the part of it whose settings are being popped, ended.
     ending: Cell<TransactionEnd>,
     /// An impersonation that lost its session user: it doesn't come back if that user does.
@@ -76,6 +78,8 @@ struct Session {
 
 /// What the end of an impersonation puts back.
 struct Before {
+    role: Option<guc::RoleValues>,
+    role_state: RoleState,
     settings: guc_values::Values,
     temporary: Vec<Oid>,
 }
@@ -88,6 +92,7 @@ thread_local! {
             told: Cell::new(None),
             wanted: Cell::new(None),
             changing: Cell::new(false),
+            restoring: Cell::new(false),
             ending: Cell::new(TransactionEnd::Commit),
             dead: Cell::new([0; 16]),
             before: RefCell::new(Vec::new()),
@@ -101,13 +106,18 @@ pub static HANDLERS: Handlers = Handlers {
     target_wanted,
     target_assigned,
     target_shown,
-    impersonation: || in_force().map(|state| (state.id, state.target)),
+    impersonation,
     role_assigned,
     role_shown,
     session_user_changes,
     session_user_changed: derive,
     setting_changes: || in_force().map(|state| change_refusal(&state, "settings of impersonate")),
 };
+
+fn impersonation() -> Option<([u8; 16], Oid)> {
+    let restoring = SESSION.with(|session| session.restoring.get());
+    in_force().filter(|_| !restoring).map(|state| (state.id, state.target))
+}
 
 /// The impersonation in force, if there is one.
 pub fn in_force() -> Option<TargetState> {
@@ -195,9 +205,26 @@ fn amounts_to() -> Option<(Oid, bool)> {
     }
 }
 
+/// Whether statements must be followed: somebody is impersonated, was while one of them began, or a value of the
+/// setting that counts for nobody is to be cleared.
+pub fn must_watch() -> bool {
+    statements::any_open() || SESSION.with(|session| session.told.get().is_some() || session.target.get().is_some())
+}
+
+/// A value that outlived its session user is cleared, so that parallel workers don't show it.
+fn clear_dead_value() {
+    SESSION.with(|session| {
+        if session.target.get().is_some() && in_force().is_none() && identity::in_transaction() {
+            session.changing.set(true);
+            guc::set_target(c"", false);
+            session.changing.set(false);
+        }
+    });
+}
+
 /// X2: ends the connection if the role in force isn't the one that the session's own state amounts to.
 pub fn check() {
-    let Some(state) = in_force() else { return };
+    let Some(state) = in_force() else { return clear_dead_value() };
     let Some((expected, _)) = amounts_to() else { return };
     let found = identity::role_in_force();
     if found == expected {
@@ -256,7 +283,7 @@ fn reconcile() {
             tell_return(&state, cause);
         }
         session.told.set(now.map(|state| Told { state }));
-        trampoline::watch(now.is_some() || statements::any_open());
+        trampoline::watch(must_watch());
     });
 }
 
@@ -353,7 +380,7 @@ pub fn start(switch: &Switch) -> Name {
         if let Some(old) = in_force().filter(|_| !switch.local) {
             put_back(&old);
         }
-        let before = Before { settings: guc_values::take(), temporary: leftovers::temporary_objects() };
+        let before = Before { role: guc::take_role(), role_state: session.role.get(), settings: guc_values::take(), temporary: leftovers::temporary_objects() };
         session.before.borrow_mut().push((state.id, Rc::new(before)));
         session.wanted.set(Some(state));
         guc::set_target(&value, switch.local);
@@ -379,12 +406,12 @@ pub fn end(cause: Cause, statement: Option<&str>) {
         session.changing.set(true);
         guc::set_target(c"", false);
         if let Some(before) = &before {
-            guc_values::put_back(&before.settings);
+            put_settings_back(before);
         }
         session.changing.set(false);
         session.told.set(None);
         tell_end(&state, cause, statement.map(str::as_bytes));
-        trampoline::watch(statements::any_open());
+        trampoline::watch(must_watch());
     });
 }
 
@@ -398,8 +425,22 @@ fn before(state: &TargetState) -> Option<Rc<Before>> {
 fn put_back(state: &TargetState) {
     if let Some(before) = before(state) {
         leftovers::remove(state.since, &before.temporary);
-        guc_values::put_back(&before.settings);
+        put_settings_back(&before);
     }
+}
+
+fn put_settings_back(before: &Before) {
+    SESSION.with(|session| {
+        // A role set inside counts for nobody outside.
+        let (now, then) = (session.role.get(), before.role_state);
+        let changed = (now.role, now.impersonation) != (then.role, then.impersonation);
+        if let Some(role) = before.role.as_ref().filter(|_| changed) {
+            session.restoring.set(true);
+            guc::put_role_back(role);
+            session.restoring.set(false);
+        }
+    });
+    guc_values::put_back(&before.settings);
 }
 
 /// A cursor gives what its opener could read to whoever fetches, and its query goes on as whoever that is.
@@ -463,6 +504,7 @@ pub fn transaction_ends(end: TransactionEnd) {
             }
         }
         let aborted = matches!(end, TransactionEnd::Abort | TransactionEnd::SubtransactionAbort);
+        session.restoring.set(false);
         if aborted && session.changing.replace(false) {
             // A switch that failed half-way: told, but never in force.
             session.wanted.set(None);

@@ -239,7 +239,7 @@ fn take(key: usize) -> Option<Open> {
         let place = all.iter().rposition(|open| open.key == key)?;
         Some(all.remove(place))
     });
-    if session::in_force().is_none() && !any_open() {
+    if !session::must_watch() {
         trampoline::watch(false);
     }
     taken
@@ -339,7 +339,7 @@ fn tell_all(sqlstate: [u8; 5]) {
     for open in &all {
         open.tell(sqlstate);
     }
-    if session::in_force().is_none() {
+    if !session::must_watch() {
         trampoline::watch(false);
     }
 }

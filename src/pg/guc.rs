@@ -436,6 +436,64 @@ pub fn name_cstring(name: &Name) -> CString {
     CString::new(name_bytes(name)).unwrap_or_default()
 }
 
+/// The value of `role`, as a ROLLBACK or COMMIT would have it: the session's, and that of a SET LOCAL over it.
+pub struct RoleValues {
+    session: CString,
+    local: Option<CString>,
+}
+
+/// Takes down `role` before an impersonation (S9).
+pub fn take_role() -> Option<RoleValues> {
+    let record = version::find_string_setting(c"role");
+    let text = |value: *const c_char| {
+        // SAFETY: null or a string of the settings machinery, copied at once.
+        (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) }.to_owned())
+    };
+    // SAFETY: the record and its stack are the settings machinery's own; values are those of a string setting.
+    unsafe {
+        let now = text(*(*record).variable)?;
+        let stack = (*record).gen_.stack;
+        if stack.is_null() {
+            return Some(RoleValues { session: now, local: None });
+        }
+        let under = match (*stack).state {
+            pg_sys::GucStackState::GUC_LOCAL => text((*stack).prior.val.stringval)?,
+            pg_sys::GucStackState::GUC_SET_LOCAL => text((*stack).masked.val.stringval)?,
+            _ => return Some(RoleValues { session: now, local: None }),
+        };
+        Some(RoleValues { session: under, local: Some(now) })
+    }
+}
+
+/// Puts `role` back as it was taken down. What the session user may no longer be becomes none.
+pub fn put_role_back(values: &RoleValues) {
+    set_role(&values.session, pg_sys::GucAction::GUC_ACTION_SET);
+    if let Some(local) = &values.local {
+        set_role(local, pg_sys::GucAction::GUC_ACTION_LOCAL);
+    }
+}
+
+fn set_role(value: &CStr, action: pg_sys::GucAction::Type) {
+    let set = |value: &CStr, level: pgrx::PgLogLevel| {
+        // SAFETY: as set_config() does; below ERROR it returns instead of raising.
+        unsafe {
+            pg_sys::set_config_option(
+                c"role".as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                GucSource::PGC_S_SESSION,
+                action,
+                true,
+                level as i32,
+                false,
+            )
+        }
+    };
+    if set(value, pgrx::PgLogLevel::WARNING) <= 0 {
+        set(c"none", pgrx::PgLogLevel::WARNING);
+    }
+}
+
 /// Puts a check on the product's other settings. In the postmaster, when they are all defined.
 pub fn guard_settings() {
     use pg_sys::config_type::{PGC_BOOL, PGC_ENUM, PGC_INT, PGC_REAL, PGC_STRING};

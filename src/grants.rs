@@ -320,7 +320,9 @@ fn push(event: &Event) {
     let role = identity::role_name(identity::current_user()).unwrap_or_default();
     let told = session::names_for_events();
     let target = told.map(|(state, _)| state.target_name).unwrap_or(name_of(&session_user));
+    let (statement, _) = statements::kept_message();
     audit::push(&Event {
+        statement: statement.as_deref(),
         user_name: crate::pg::guc::name_bytes(&target),
         session_user_name: &session_user,
         role_name: &role,

@@ -20,6 +20,8 @@ extern "C-unwind" fn _PG_init() {
     if !pg::identity::preloading() {
         return;
     }
+    // Else an error of the server that passes through Rust code arrives with a stack trace for DETAIL.
+    std::env::set_var("RUST_LIB_BACKTRACE", "0");
     settings::define();
     audit::define_settings();
     audit::init();

@@ -190,6 +190,16 @@ fn kept(text: &[u8], limit: usize) -> (Vec<u8>, Option<String>) {
     (identity::cut(&text, limit).to_vec(), Some(detail))
 }
 
+/// The client's message being processed, as the audit keeps it.
+pub fn kept_message() -> (Option<Vec<u8>>, Option<String>) {
+    let text = identity::client_message();
+    if text.is_empty() {
+        return (None, None);
+    }
+    let (text, detail) = kept(text, statement_limit());
+    (Some(text), detail)
+}
+
 fn statement_limit() -> usize {
     settings::audit_statement_limit().min(audit::max_event_bytes().saturating_sub(STANDING_BYTES))
 }

@@ -153,3 +153,16 @@ pub fn timestamp(time: pg_sys::TimestampTz) -> Option<pgrx::datum::TimestampWith
     // SAFETY: a TimestampTz is its datum.
     unsafe { pgrx::FromDatum::from_datum(pg_sys::Datum::from(time), false) }
 }
+
+/// The text of the client's message that is being processed; empty when there is none.
+pub fn client_message<'a>() -> &'a [u8] {
+    // SAFETY: null, or a string that lives until the next message.
+    unsafe {
+        let text = pg_sys::debug_query_string;
+        if text.is_null() {
+            b""
+        } else {
+            CStr::from_ptr(text).to_bytes().trim_ascii()
+        }
+    }
+}

@@ -557,15 +557,7 @@ unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn error_reported(sqlstate: c_int, level: c_int) {
-    // SAFETY: null or the text of the client's current message.
-    let query = unsafe {
-        let query = pg_sys::debug_query_string;
-        if query.is_null() {
-            &[][..]
-        } else {
-            CStr::from_ptr(query).to_bytes()
-        }
-    };
+    let query = identity::client_message();
     (handlers().reported)(sqlstate, level, query);
 }
 

@@ -16,7 +16,7 @@ TRUNCATE impersonate.set_user_grant;
 BEGIN;
 LOCK TABLE impersonate.set_user_grant IN ACCESS SHARE MODE;
 ROLLBACK;
-COPY impersonate.set_user_grant FROM '/dev/null';
+\copy impersonate.set_user_grant FROM '/dev/null'
 ALTER TABLE impersonate.set_user_grant DISABLE TRIGGER stamp;
 SELECT setval('impersonate.grant_id_seq', 1);
 SELECT nextval('impersonate.grant_id_seq');

@@ -1,7 +1,7 @@
 //! The SQL functions: arguments in, one call, a result out.
 
 use crate::audit::{self, Event, Kind};
-use crate::pg::guc::{name_cstring, name_of, name_text, Refusal};
+use crate::pg::guc::{name_bytes, name_cstring, name_of, Refusal};
 use crate::pg::roles::{role_id, Catalogs};
 use crate::pg::{active, identity, portal, rights};
 use crate::session::{self, Cause, Switch};
@@ -13,6 +13,9 @@ use pgrx::prelude::*;
 use policy::{quote_literal, Impersonator, Rules, Scope, Target, Verdict, World};
 use std::ffi::CString;
 
+/// Bytes that a reason may have: it goes with each row of its impersonation's beginning and end.
+const MAX_REASON: usize = 8192;
+
 fn refusal(sqlstate: PgSqlErrorCode, message: String, detail: Option<String>, hint: Option<String>) -> Refusal {
     Refusal { sqlstate, message, detail, hint }
 }
@@ -21,18 +24,30 @@ fn refusal(sqlstate: PgSqlErrorCode, message: String, detail: Option<String>, hi
 #[pg_extern(volatile, parallel_unsafe)]
 #[allow(clippy::too_many_arguments)]
 fn setuser(
-    target: Option<&str>,
-    reason: Option<&str>,
+    target: Option<&[u8]>,
+    reason: Option<&[u8]>,
     local: Option<bool>,
-    cookie: Option<&str>,
+    cookie: Option<&[u8]>,
     no_revert: Option<bool>,
     with_settings: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
-) -> String {
+) -> Vec<u8> {
     let key = own_statement(fcinfo);
-    let cookie = cookie.map(|cookie| statements::digest(cookie.as_bytes()));
+    let cookie = cookie.map(statements::digest);
+    if let Some(reason) = reason.filter(|reason| reason.len() > MAX_REASON) {
+        let refusal = refusal(
+            PgSqlErrorCode::ERRCODE_STRING_DATA_RIGHT_TRUNCATION,
+            "the reason is too long".to_owned(),
+            Some(format!("It has {} bytes; {MAX_REASON} are possible.", reason.len())),
+            None,
+        );
+        // Nobody of that name is the better answer, if it is so.
+        if target.is_none_or(|target| named(target).is_some()) {
+            deny(key, target, &refusal, Some(reason));
+        }
+    }
     if let Err(refusal) = session::may_change(cookie.as_ref()) {
-        deny(key, target.unwrap_or_default(), &refusal, reason);
+        deny(key, target, &refusal, reason);
     }
     let Some(target) = target else {
         session::end(Cause::Asked, Some("SELECT setuser()"));
@@ -46,8 +61,8 @@ fn setuser(
 }
 
 struct Request<'a> {
-    target: &'a str,
-    reason: Option<&'a str>,
+    target: &'a [u8],
+    reason: Option<&'a [u8]>,
     local: bool,
     cookie: Option<[u8; 32]>,
     no_revert: bool,
@@ -76,53 +91,75 @@ fn own_statement(fcinfo: pg_sys::FunctionCallInfo) -> usize {
     })
 }
 
-fn role_now() -> String {
-    identity::role_name(identity::role_in_force())
-        .map(|name| String::from_utf8_lossy(&name).into_owned())
-        .unwrap_or_default()
+fn role_now() -> Vec<u8> {
+    identity::role_name(identity::role_in_force()).unwrap_or_default()
 }
 
-fn start(key: usize, request: &Request) -> String {
+/// Text for a message.
+fn shown(text: &[u8]) -> String {
+    // A name is no longer than 63 bytes, so this tells what there is to tell.
+    const ENOUGH: usize = 256;
+    let cut = identity::cut(text, ENOUGH);
+    let more = if cut.len() < text.len() { "..." } else { "" };
+    format!("{}{more}", String::from_utf8_lossy(cut))
+}
+
+/// The call as the audit has it: without the cookie.
+fn call(target: Option<&[u8]>) -> Vec<u8> {
+    let Some(target) = target else { return b"SELECT setuser()".to_vec() };
+    let mut text = b"SELECT setuser(".to_vec();
+    let backslash = target.contains(&b'\\');
+    text.extend_from_slice(if backslash { b"E'" } else { b"'" });
+    for &byte in target {
+        if byte == b'\'' || byte == b'\\' {
+            text.push(byte);
+        }
+        text.push(byte);
+    }
+    text.extend_from_slice(b"')");
+    text
+}
+
+fn start(key: usize, request: &Request) -> Vec<u8> {
     if settings::local_only() && !request.local {
         let refusal = refusal(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "an impersonation must end with its transaction here".to_owned(),
             Some("Setting \"impersonate.local_only\" is on, because others may get this connection next.".to_owned()),
-            Some(format!("BEGIN; SELECT setuser({}, local => true);", quote_literal(request.target))),
+            Some(format!("BEGIN; SELECT setuser({}, local => true);", quote_literal(&shown(request.target)))),
         );
-        deny(key, request.target, &refusal, request.reason);
+        deny(key, Some(request.target), &refusal, request.reason);
     }
-    let statement = format!("SELECT setuser({})", quote_literal(request.target));
     let role = named(request.target);
     let Some(role) = role else {
         let refusal = refusal(
             PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            format!("role \"{}\" does not exist", request.target),
+            format!("role \"{}\" does not exist", shown(request.target)),
             None,
             None,
         );
-        deny(key, request.target, &refusal, request.reason)
+        deny(key, Some(request.target), &refusal, request.reason)
     };
     let catalogs = Catalogs::default();
     let verdict = judge(&catalogs, identity::session_user(), role, session::via());
     if let Some(refusal) = refused(&catalogs, &verdict) {
-        deny(key, request.target, &refusal, request.reason);
+        deny(key, Some(request.target), &refusal, request.reason);
     }
     let name = session::start(&Switch {
         impersonator: identity::session_user(),
         target: role,
         grant_id: verdict.right,
-        reason: request.reason.map(str::as_bytes),
+        reason: request.reason,
         local: request.local,
         cookie: request.cookie,
         no_revert: request.no_revert,
         with_settings: request.with_settings,
-        statement: &statement,
+        statement: &call(Some(request.target)),
     });
-    name_text(&name)
+    name_bytes(&name).to_vec()
 }
 
-fn named(name: &str) -> Option<Oid> {
+fn named(name: &[u8]) -> Option<Oid> {
     // A longer name is no role's, though look-ups by name compare only as much as a name holds.
     (name.len() < 64).then(|| CString::new(name).ok().and_then(|name| identity::role_named(&name))).flatten()
 }
@@ -153,14 +190,12 @@ fn refused(catalogs: &Catalogs, verdict: &Verdict) -> Option<Refusal> {
 }
 
 /// S6: a refusal leaves a DENIED row and nothing else.
-fn deny(key: usize, target: &str, refusal: &Refusal, reason: Option<&str>) -> ! {
-    let statement = if target.is_empty() { "SELECT setuser()".to_owned() } else { format!("SELECT setuser({})", quote_literal(target)) };
-    let detail = serde_json::json!({
-        "target": (!target.is_empty()).then_some(target),
-        "message": refusal.message,
-        "detail": refusal.detail,
-    })
-    .to_string();
+fn deny(key: usize, target: Option<&[u8]>, refusal: &Refusal, reason: Option<&[u8]>) -> ! {
+    let (statement, mut detail) = statements::kept_text(&call(target));
+    detail["target"] = target.map(shown).into();
+    detail["message"] = refusal.message.as_str().into();
+    detail["detail"] = refusal.detail.as_deref().into();
+    let detail = detail.to_string();
     let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
     let role = identity::role_name(identity::role_in_force()).unwrap_or_default();
     let told = session::names_for_events();
@@ -173,27 +208,27 @@ fn deny(key: usize, target: &str, refusal: &Refusal, reason: Option<&str>) -> ! 
         role_name: &role,
         impersonation_id: told.map(|(state, _)| state.id),
         command_tag: Some(b"SELECT"),
-        statement: Some(statement.as_bytes()),
+        statement: Some(&statement),
         sqlstate: refusal.sqlstate_text(),
-        reason: reason.map(str::as_bytes),
+        reason: reason.map(|reason| identity::cut(reason, MAX_REASON)),
         detail: Some(detail.as_bytes()),
         ..statements::blank_event(Kind::Denied)
     });
     session::raise(refusal);
 }
 
-fn required_role(name: &str) -> Oid {
+fn required_role(name: &[u8]) -> Oid {
     named(name).unwrap_or_else(|| {
         session::raise(&refusal(
             PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            format!("role \"{name}\" does not exist"),
+            format!("role \"{}\" does not exist", shown(name)),
             None,
             None,
         ));
         })
 }
 
-fn judged(target: &str, impersonator: &str) -> (Catalogs, Verdict) {
+fn judged(target: &[u8], impersonator: &[u8]) -> (Catalogs, Verdict) {
     let (target, impersonator) = (required_role(target), required_role(impersonator));
     // A SET ROLE counts for the one who made it.
     let via = if impersonator == identity::session_user() { session::via() } else { None };
@@ -204,7 +239,7 @@ fn judged(target: &str, impersonator: &str) -> (Catalogs, Verdict) {
 
 /// `impersonate.can_setuser`
 #[pg_extern(stable, parallel_restricted)]
-fn can_setuser(target: Option<&str>, impersonator: Option<&str>) -> Option<bool> {
+fn can_setuser(target: Option<&[u8]>, impersonator: Option<&[u8]>) -> Option<bool> {
     Some(judged(target?, impersonator?).1.allowed())
 }
 
@@ -212,8 +247,8 @@ fn can_setuser(target: Option<&str>, impersonator: Option<&str>) -> Option<bool>
 #[pg_extern(stable, parallel_restricted)]
 #[allow(clippy::type_complexity)]
 fn explain_setuser(
-    target: Option<&str>,
-    impersonator: Option<&str>,
+    target: Option<&[u8]>,
+    impersonator: Option<&[u8]>,
 ) -> TableIterator<
     'static,
     (
@@ -350,7 +385,7 @@ fn active_impersonations() -> TableIterator<
         name!(impersonator, Oid),
         name!(target, Oid),
         name!(since, TimestampWithTimeZone),
-        name!(reason, Option<String>),
+        name!(reason, Option<Vec<u8>>),
         name!(impersonation_id, pgrx::Uuid),
     ),
 > {
@@ -367,7 +402,7 @@ fn active_impersonations() -> TableIterator<
                 state.impersonator,
                 state.target,
                 identity::timestamp(state.since)?,
-                state.reason.text().map(|text| String::from_utf8_lossy(text).into_owned()),
+                state.reason.text().map(<[u8]>::to_vec),
                 pgrx::Uuid::from_bytes(state.id),
             ))
         })

@@ -331,7 +331,7 @@ pub struct Switch<'a> {
     /// Applies the target's own settings (S8).
     pub with_settings: bool,
     /// The statement as the audit has it: without the cookie.
-    pub statement: &'a str,
+    pub statement: &'a [u8],
 }
 
 /// Starts an impersonation, or switches over. On record before it is in force; raises when it can't be.
@@ -359,7 +359,7 @@ pub fn start(switch: &Switch) -> Name {
     statements::stand_by();
     let value = CString::new(target_name).unwrap_or_default();
     let recorded = Event {
-        statement: Some(switch.statement.as_bytes()),
+        statement: Some(switch.statement),
         command_tag: Some(b"SELECT"),
         reason: switch.reason,
         ..event(Kind::SetUser, &state, None)

@@ -190,6 +190,13 @@ fn kept(text: &[u8], limit: usize) -> (Vec<u8>, Option<String>) {
     (identity::cut(&text, limit).to_vec(), Some(detail))
 }
 
+/// Text as a row keeps it, and what its detail says of it.
+pub fn kept_text(text: &[u8]) -> (Vec<u8>, serde_json::Value) {
+    let (text, detail) = kept(text, statement_limit());
+    let detail = detail.and_then(|detail| serde_json::from_str(&detail).ok());
+    (text, detail.unwrap_or_else(|| serde_json::json!({})))
+}
+
 /// The client's message being processed, as the audit keeps it.
 pub fn kept_message() -> (Option<Vec<u8>>, Option<String>) {
     let text = identity::client_message();

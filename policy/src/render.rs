@@ -5,6 +5,7 @@ use crate::right::{Admin, Right, Scope};
 use crate::role::RoleId;
 use crate::verdict::{Condition, Criterion, Fact};
 use crate::world::World;
+use std::collections::BTreeSet;
 
 /// A condition for people to read.
 #[derive(Clone, Eq, PartialEq, Debug)]
@@ -45,6 +46,9 @@ impl Condition {
         }
     }
 }
+
+/// The predefined role that the owner of a database is in, and nobody else.
+const DATABASE_OWNER: &str = "pg_database_owner";
 
 struct Words<'a> {
     world: &'a dyn World,
@@ -207,6 +211,22 @@ impl Words<'_> {
     }
 
     /// The statement that gives just what is missing.
+    /// The one of the target's roles, itself included, that is a direct member of `role`.
+    fn member_of(&self, role: RoleId) -> Option<RoleId> {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![self.condition.target.0]);
+        while let Some(member) = open.pop() {
+            if !seen.insert(member) {
+                continue;
+            }
+            let memberships = self.world.memberships(member);
+            if memberships.iter().any(|membership| membership.role == role) {
+                return Some(member);
+            }
+            open.extend(memberships.iter().map(|membership| membership.role));
+        }
+        None
+    }
+
     fn remedy(&self) -> Option<String> {
         let impersonator = self.identifier(self.condition.impersonator.0);
         let target = self.identifier(self.condition.target.0);
@@ -216,6 +236,11 @@ impl Words<'_> {
             Fact::Unexpired => format!("ALTER ROLE {target} VALID UNTIL 'infinity'"),
             Fact::Right { .. } => format!("GRANT \"SET USER\" ({target}) TO {impersonator}"),
             Fact::Role { circular: true, .. } | Fact::AdminOf { circular: true, .. } => return None,
+            // Nobody can be made a member of it: it is the owner of the database that is in it.
+            Fact::Role { role, .. } if self.world.name(*role) == DATABASE_OWNER => {
+                let owner = self.member_of(*role)?;
+                format!("GRANT {} TO {impersonator}", self.identifier(owner))
+            }
             Fact::Role {
                 role, unusable_member, ..
             } => {

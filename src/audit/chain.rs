@@ -54,7 +54,11 @@ impl RowHasher {
             Value::Null => self.tag(0),
             Value::Integer(number) => self.numbers(1, &[number]),
             Value::Timestamp(time) => self.numbers(2, &[time]),
-            Value::Interval { months, days, microseconds } => {
+            Value::Interval {
+                months,
+                days,
+                microseconds,
+            } => {
                 self.numbers(3, &[i64::from(months), i64::from(days), microseconds]);
             }
             Value::Uuid(uuid) => {
@@ -138,7 +142,10 @@ mod tests {
 
     #[test]
     fn the_row_before_matters() {
-        assert_ne!(row_hash(&START, &[Value::Integer(1)]), row_hash(&[1; 32], &[Value::Integer(1)]));
+        assert_ne!(
+            row_hash(&START, &[Value::Integer(1)]),
+            row_hash(&[1; 32], &[Value::Integer(1)])
+        );
         assert_eq!(stored(None), START);
         assert_eq!(stored(Some(b"short")), START);
         assert_eq!(stored(Some(&[7; 32])), [7; 32]);

@@ -1,7 +1,8 @@
 //! An audit event, and its form in the queue.
 //!
-//! A record is a multiple of 8 bytes: a fixed head, then the texts, each behind its length, then the lists. Only this
-//! file knows the form; it is written and read by the same version of the library, in one run of the server.
+//! A record is a multiple of 8 bytes: a fixed head with the lengths of the texts in it, then the texts, then the lists
+//! with a length before each text. Only this file knows the form; it is written and read by the same version of the
+//! library, in one run of the server.
 
 /// Text in the encoding of the event's database, which need not be UTF-8.
 pub type Text<'a> = &'a [u8];
@@ -37,9 +38,11 @@ impl Kind {
 
     fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [SetUser, ResetUser, Denied, Statement, Grant, Revoke, Violation, Terminated]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        [
+            SetUser, ResetUser, Denied, Statement, Grant, Revoke, Violation, Terminated,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -75,24 +78,17 @@ pub struct Event<'a> {
 /// SQLSTATE of what worked.
 pub const SUCCESSFUL: [u8; 5] = *b"00000";
 
-/// Room that suffices for an event without statement, parameters, relations, reason and detail, if its other texts are
-/// shorter than 64 bytes, as names are in Postgres.
-pub const BARE_EVENT_BYTES: usize = 640;
+/// Fixed fields, then the lengths of the texts.
+const HEAD: usize = LENGTHS + 4 * TEXTS;
+const LENGTHS: usize = 80;
+const TEXTS: usize = 9;
 
-const HEAD: usize = 80;
+/// A length that says NULL.
 const NONE: u32 = u32::MAX;
 
-/// Where an encoded event goes: into the ring, or nowhere while its size is counted.
+/// Where an encoded event goes.
 pub trait Sink {
     fn put(&mut self, bytes: &[u8]);
-}
-
-struct Counter(usize);
-
-impl Sink for Counter {
-    fn put(&mut self, bytes: &[u8]) {
-        self.0 = self.0.saturating_add(bytes.len());
-    }
 }
 
 /// For the server log.
@@ -105,12 +101,40 @@ impl Sink for Vec<u8> {
 impl Event<'_> {
     /// Bytes that the event takes in the queue, head and alignment included.
     pub fn size(&self) -> usize {
-        let mut counter = Counter(HEAD);
-        self.put_variable(&mut counter);
-        counter.0.saturating_add(7) & !7
+        let texts: usize = self.texts().iter().flatten().map(|text| text.len()).sum();
+        let parameters: usize = self
+            .parameters
+            .iter()
+            .copied()
+            .flatten()
+            .map(|text| 4 + text.map_or(0, <[u8]>::len))
+            .sum();
+        let relations: usize = self
+            .relations
+            .iter()
+            .copied()
+            .flatten()
+            .map(|text| 4 + text.len())
+            .sum();
+        (HEAD + texts + 4 + parameters + 4 + relations).next_multiple_of(8)
     }
 
-    /// Writes exactly `size` bytes, where `size` is what `size()` returned.
+    /// Those that have their length in the head, in this order.
+    fn texts(&self) -> [Option<Text<'_>>; TEXTS] {
+        [
+            Some(self.user_name),
+            Some(self.session_user_name),
+            Some(self.role_name),
+            self.application_name,
+            self.client_addr,
+            self.command_tag,
+            self.statement,
+            self.reason,
+            self.detail,
+        ]
+    }
+
+    /// Writes no more than `size` bytes, where `size` is what `size()` returned.
     pub(super) fn encode(&self, size: usize, sink: &mut impl Sink) {
         let mut head = [0_u8; HEAD];
         let flags = u8::from(self.impersonation_id.is_some())
@@ -128,40 +152,20 @@ impl Event<'_> {
         head[56..64].copy_from_slice(&self.row_count.unwrap_or_default().to_ne_bytes());
         head[64..72].copy_from_slice(&self.duration_us.unwrap_or_default().to_ne_bytes());
         head[72..80].copy_from_slice(&self.grant_id.unwrap_or_default().to_ne_bytes());
+        let texts = self.texts();
+        for (length, text) in head[LENGTHS..].chunks_exact_mut(4).zip(&texts) {
+            length.copy_from_slice(&text.map_or(NONE, |text| text.len() as u32).to_ne_bytes());
+        }
         sink.put(&head);
-        let mut counted = Counting { sink, count: HEAD };
-        self.put_variable(&mut counted);
-        let padding = size.saturating_sub(counted.count).min(7);
-        sink.put(&[0; 7][..padding]);
+        texts.iter().flatten().for_each(|text| sink.put(text));
+        put_list(sink, self.parameters.map(|list| (list.len(), list.iter().copied())));
+        put_list(
+            sink,
+            self.relations.map(|list| (list.len(), list.iter().copied().map(Some))),
+        );
     }
 
-    fn put_variable(&self, sink: &mut impl Sink) {
-        put_text(sink, Some(self.user_name));
-        put_text(sink, Some(self.session_user_name));
-        put_text(sink, Some(self.role_name));
-        put_text(sink, self.application_name);
-        put_text(sink, self.client_addr);
-        put_text(sink, self.command_tag);
-        put_text(sink, self.statement);
-        put_text(sink, self.reason);
-        put_text(sink, self.detail);
-        match self.parameters {
-            None => sink.put(&NONE.to_ne_bytes()),
-            Some(list) => {
-                sink.put(&(list.len() as u32).to_ne_bytes());
-                list.iter().for_each(|element| put_text(sink, *element));
-            }
-        }
-        match self.relations {
-            None => sink.put(&NONE.to_ne_bytes()),
-            Some(list) => {
-                sink.put(&(list.len() as u32).to_ne_bytes());
-                list.iter().for_each(|element| put_text(sink, Some(element)));
-            }
-        }
-    }
-
-    /// The event without what can be long: `BARE_EVENT_BYTES` at most.
+    /// The event without what can be long: at most 640 bytes if its other texts are shorter than 64, as names are.
     pub(super) fn bare(&self) -> Self {
         Event {
             statement: None,
@@ -174,27 +178,14 @@ impl Event<'_> {
     }
 }
 
-struct Counting<'s, S: Sink> {
-    sink: &'s mut S,
-    count: usize,
-}
-
-impl<S: Sink> Sink for Counting<'_, S> {
-    #[inline]
-    fn put(&mut self, bytes: &[u8]) {
-        self.count += bytes.len();
-        self.sink.put(bytes);
-    }
-}
-
-#[inline]
-fn put_text(sink: &mut impl Sink, text: Option<Text>) {
-    match text {
-        None => sink.put(&NONE.to_ne_bytes()),
-        Some(text) => {
-            sink.put(&(text.len() as u32).to_ne_bytes());
-            sink.put(text);
-        }
+fn put_list<'a>(sink: &mut impl Sink, list: Option<(usize, impl Iterator<Item = Option<Text<'a>>>)>) {
+    let Some((length, elements)) = list else {
+        return sink.put(&NONE.to_ne_bytes());
+    };
+    sink.put(&(length as u32).to_ne_bytes());
+    for element in elements {
+        sink.put(&element.map_or(NONE, |text| text.len() as u32).to_ne_bytes());
+        sink.put(element.unwrap_or_default());
     }
 }
 
@@ -233,7 +224,7 @@ pub struct List<'a> {
 impl<'a> List<'a> {
     pub fn iter(&self) -> impl Iterator<Item = Option<Text<'a>>> + use<'a> {
         let mut reader = Reader(self.bytes);
-        (0..self.count).map_while(move |_| reader.text())
+        (0..self.count).map_while(move |_| reader.element())
     }
 }
 
@@ -247,27 +238,43 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
     let head: &[u8; HEAD] = bytes.first_chunk()?;
     let flags = head[5];
     let long = |at: usize| Some(i64::from_ne_bytes(head.get(at..at + 8)?.try_into().ok()?));
-    let optional = |bit: u8, at: usize| if flags & (1 << bit) != 0 { long(at).map(Some) } else { Some(None) };
+    let optional = |bit: u8, at: usize| {
+        if flags & (1 << bit) != 0 {
+            long(at).map(Some)
+        } else {
+            Some(None)
+        }
+    };
     let mut reader = Reader(&bytes[HEAD..]);
+    let mut texts = [None; TEXTS];
+    for (text, length) in texts.iter_mut().zip(head[LENGTHS..].chunks_exact(4)) {
+        *text = reader.text(u32::from_ne_bytes(length.try_into().ok()?))?;
+    }
+    let [user_name, session_user_name, role_name, application_name, client_addr, command_tag, statement, reason, detail] =
+        texts;
     Some(Record {
         kind: Kind::from_byte(head[4])?,
         time: long(8)?,
         session_start: long(16)?,
         pid: i32::from_ne_bytes(head[24..28].try_into().ok()?),
         sqlstate: head[28..33].try_into().ok()?,
-        impersonation_id: if flags & 1 != 0 { Some(head[40..56].try_into().ok()?) } else { None },
+        impersonation_id: if flags & 1 != 0 {
+            Some(head[40..56].try_into().ok()?)
+        } else {
+            None
+        },
         row_count: optional(1, 56)?,
         duration_us: optional(2, 64)?,
         grant_id: optional(3, 72)?,
-        user_name: reader.text()??,
-        session_user_name: reader.text()??,
-        role_name: reader.text()??,
-        application_name: reader.text()?,
-        client_addr: reader.text()?,
-        command_tag: reader.text()?,
-        statement: reader.text()?,
-        reason: reader.text()?,
-        detail: reader.text()?,
+        user_name: user_name?,
+        session_user_name: session_user_name?,
+        role_name: role_name?,
+        application_name,
+        client_addr,
+        command_tag,
+        statement,
+        reason,
+        detail,
         parameters: reader.list()?,
         relations: reader.list()?,
     })
@@ -283,15 +290,19 @@ impl<'a> Reader<'a> {
     }
 
     /// `None` past the end; `Some(None)` for NULL.
-    fn text(&mut self) -> Option<Option<Text<'a>>> {
-        match self.length()? {
-            NONE => Some(None),
-            length => {
-                let (text, rest) = self.0.split_at_checked(length as usize)?;
-                self.0 = rest;
-                Some(Some(text))
-            }
+    fn text(&mut self, length: u32) -> Option<Option<Text<'a>>> {
+        if length == NONE {
+            return Some(None);
         }
+        let (text, rest) = self.0.split_at_checked(length as usize)?;
+        self.0 = rest;
+        Some(Some(text))
+    }
+
+    /// As `text`, with the length in front.
+    fn element(&mut self) -> Option<Option<Text<'a>>> {
+        let length = self.length()?;
+        self.text(length)
     }
 
     fn list(&mut self) -> Option<Option<List<'a>>> {
@@ -300,10 +311,120 @@ impl<'a> Reader<'a> {
             count => {
                 let bytes = self.0;
                 for _ in 0..count {
-                    self.text()?;
+                    self.element()?;
                 }
-                Some(Some(List { count: count as usize, bytes: &bytes[..bytes.len() - self.0.len()] }))
+                Some(Some(List {
+                    count: count as usize,
+                    bytes: &bytes[..bytes.len() - self.0.len()],
+                }))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event<'a>(parameters: Option<&'a [Option<Text<'a>>]>, relations: Option<&'a [Text<'a>]>) -> Event<'a> {
+        Event {
+            kind: Kind::Denied,
+            time: -1,
+            user_name: b"bob",
+            session_user_name: b"",
+            role_name: b"caf\xe9",
+            impersonation_id: Some([3; 16]),
+            pid: 42,
+            session_start: 7,
+            application_name: None,
+            client_addr: Some(b"::1"),
+            command_tag: Some(b""),
+            statement: Some(b"SELECT 1"),
+            parameters,
+            relations,
+            row_count: Some(0),
+            duration_us: None,
+            sqlstate: *b"42501",
+            grant_id: Some(i64::MIN),
+            reason: None,
+            detail: Some(b"{}"),
+        }
+    }
+
+    fn encoded(event: &Event) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        event.encode(event.size(), &mut bytes);
+        assert!(bytes.len() <= event.size() && event.size() - bytes.len() < 8 && event.size() % 8 == 0);
+        bytes
+    }
+
+    #[test]
+    fn an_event_comes_back_as_it_was() {
+        let parameters: [Option<Text>; 3] = [Some(b"a"), None, Some(b"")];
+        let relations: [Text; 2] = [b"public.t", b""];
+        let event = event(Some(&parameters), Some(&relations));
+        let bytes = encoded(&event);
+        assert_eq!(record_length(*bytes.first_chunk().unwrap()), event.size());
+        let record = decode(&bytes).unwrap();
+        assert_eq!(record.kind, event.kind);
+        assert_eq!((record.time, record.pid, record.session_start), (-1, 42, 7));
+        assert_eq!(
+            (record.user_name, record.session_user_name, record.role_name),
+            (&b"bob"[..], &b""[..], &b"caf\xe9"[..])
+        );
+        assert_eq!(
+            (record.application_name, record.client_addr, record.command_tag),
+            (None, Some(&b"::1"[..]), Some(&b""[..]))
+        );
+        assert_eq!(
+            (record.statement, record.reason, record.detail),
+            (event.statement, None, event.detail)
+        );
+        assert_eq!(
+            (record.row_count, record.duration_us, record.grant_id),
+            (Some(0), None, Some(i64::MIN))
+        );
+        assert_eq!((record.impersonation_id, record.sqlstate), (Some([3; 16]), *b"42501"));
+        assert!(record.parameters.unwrap().iter().eq(parameters));
+        assert!(record.relations.unwrap().iter().eq(relations.map(Some)));
+    }
+
+    #[test]
+    fn a_missing_list_is_not_an_empty_one() {
+        let bytes = encoded(&event(None, Some(&[])));
+        let record = decode(&bytes).unwrap();
+        assert!(record.parameters.is_none());
+        assert_eq!(record.relations.unwrap().iter().count(), 0);
+    }
+
+    #[test]
+    fn no_damage_makes_decoding_panic() {
+        let parameters: [Option<Text>; 2] = [Some(b"abc"), None];
+        let bytes = encoded(&event(Some(&parameters), None));
+        for length in 0..bytes.len() {
+            let _ = decode(&bytes[..length]).map(|record| record.parameters.map(|list| list.iter().count()));
+        }
+        for at in 0..bytes.len() {
+            for value in [0, 1, 0x7F, 0xFF] {
+                let mut damaged = bytes.clone();
+                damaged[at] = value;
+                let _ = decode(&damaged).map(|record| record.parameters.map(|list| list.iter().count()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_bare_event_is_small() {
+        let name = [b'n'; 63];
+        let long = Event {
+            user_name: &name,
+            session_user_name: &name,
+            role_name: &name,
+            application_name: Some(&name),
+            client_addr: Some(&name),
+            command_tag: Some(&name),
+            ..event(None, None)
+        };
+        assert!(long.bare().size() <= 640, "{}", long.bare().size());
     }
 }

@@ -14,8 +14,7 @@ mod queue;
 mod wait;
 mod writer;
 
-pub use event::{Event, Kind, Text, BARE_EVENT_BYTES, SUCCESSFUL};
-pub use wait::evict_writer;
+pub use event::{Event, Kind, SUCCESSFUL};
 pub use writer::is_writer;
 
 use crate::pg::worker;
@@ -31,11 +30,6 @@ pub fn define_settings() {
 /// `define_settings`.
 pub fn init() {
     queue::init();
-}
-
-/// Whether there is a queue: the library was preloaded.
-pub fn available() -> bool {
-    queue::available()
 }
 
 /// The largest event that the queue takes. Who builds an event cuts its statement and parameters to fit.
@@ -130,7 +124,9 @@ pub fn try_push(event: &Event) -> Option<u64> {
     if size > max_event_bytes() {
         return None;
     }
-    let lane = SESSION.with(|session| session.lane.get()).or_else(|| queue::assign(database))?;
+    let lane = SESSION
+        .with(|session| session.lane.get())
+        .or_else(|| queue::assign(database))?;
     let (lane, position) = match lane.try_push(database, event, size) {
         Some(position) => (lane, position),
         None => {
@@ -159,6 +155,22 @@ pub fn sync() {
     if let Some(lane) = queue::find(worker::my_database()) {
         wait_stored(Ticket::of(lane, lane.head()));
     }
+}
+
+/// Makes the writer of a database store what there is and leave it, so that nobody is connected: for DROP DATABASE,
+/// CREATE DATABASE ... TEMPLATE, RENAME and SET TABLESPACE, to be called before the statement runs.
+///
+/// Waits for that, interruptible, at most ten seconds; but not when other sessions of that database have something
+/// reserved. Those are connected to it, so the statement itself waits for them or refuses; the writer leaves as soon as
+/// they do. Nobody starts it again but sessions of that database.
+pub fn evict_writer(database: pgrx::pg_sys::Oid) {
+    let database = database.to_u32();
+    let mine = if database == worker::my_database() {
+        SESSION.with(|session| session.reserved.get())
+    } else {
+        0
+    };
+    wait::evict(database, mine);
 }
 
 /// Gives back all that this session has reserved. For `before_shmem_exit`; neither waits nor raises.

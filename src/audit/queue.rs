@@ -142,7 +142,8 @@ struct Lane {
     /// Who waits for room and is preferred, and until when.
     pressing_pid: AtomicI32,
     pressing_until: AtomicI64,
-    evict: AtomicBool,
+    /// 0, or: the writer is asked to make way, as soon as no more than this, less one, is reserved.
+    evict: AtomicU64,
     latch: RemoteLatch,
 
     producers: Producers,
@@ -245,7 +246,10 @@ impl Ticket {
         if position == 0 {
             return None;
         }
-        Some(Ticket { lane: LaneHandle::at((ticket >> POSITION_BITS) as usize)?, position })
+        Some(Ticket {
+            lane: LaneHandle::at((ticket >> POSITION_BITS) as usize)?,
+            position,
+        })
     }
 }
 
@@ -257,6 +261,14 @@ pub(super) enum Reserve {
     /// No writer, or one that fails.
     NoWriter,
     Full,
+}
+
+/// What became of a writer's wish to leave.
+pub(super) enum Leave {
+    Stay,
+    /// It has left, though something is reserved: somebody will need a writer.
+    Needed,
+    Done,
 }
 
 /// A lane's state at a glance.
@@ -336,8 +348,9 @@ impl LaneHandle {
                 lane.failures.store(0, Relaxed);
                 lane.failed_connections.store(0, Relaxed);
                 lane.pressing_pid.store(0, Relaxed);
-                lane.evict.store(false, Relaxed);
-                lane.generation.store(lane.generation.load(Relaxed).wrapping_add(1), Relaxed);
+                lane.evict.store(0, Relaxed);
+                lane.generation
+                    .store(lane.generation.load(Relaxed).wrapping_add(1), Relaxed);
             }
             free
         })
@@ -362,7 +375,9 @@ impl LaneHandle {
             if pressing == pid {
                 lane.pressing_pid.store(0, Relaxed);
             }
-            lane.producers.reserved.store(self.reserved().saturating_add(bytes), Relaxed);
+            lane.producers
+                .reserved
+                .store(self.reserved().saturating_add(bytes), Relaxed);
             Reserve::Done
         })
     }
@@ -393,7 +408,10 @@ impl LaneHandle {
     pub fn push(&self, event: &Event, size: usize, give_back: u64) -> u64 {
         let position = self.lock.exclusive(|| {
             let position = self.append(event, size);
-            self.lane.producers.reserved.store(self.reserved().saturating_sub(give_back), Relaxed);
+            self.lane
+                .producers
+                .reserved
+                .store(self.reserved().saturating_sub(give_back), Relaxed);
             position
         });
         if give_back > size as u64 {
@@ -404,7 +422,10 @@ impl LaneHandle {
 
     pub fn release(&self, bytes: u64) {
         self.lock.exclusive(|| {
-            self.lane.producers.reserved.store(self.reserved().saturating_sub(bytes), Relaxed);
+            self.lane
+                .producers
+                .reserved
+                .store(self.reserved().saturating_sub(bytes), Relaxed);
         });
         self.tell_of_room();
     }
@@ -418,7 +439,14 @@ impl LaneHandle {
     /// With the lane's lock held, and `size` bytes free.
     fn append(&self, event: &Event, size: usize) -> u64 {
         let head = self.head();
-        event.encode(size, &mut RingSink { ring: self.ring, position: head, left: size });
+        event.encode(
+            size,
+            &mut RingSink {
+                ring: self.ring,
+                position: head,
+                left: size,
+            },
+        );
         let head = head.wrapping_add(size as u64);
         let pushed = &self.lane.producers.pushed;
         pushed.store(pushed.load(Relaxed).wrapping_add(1), Relaxed);
@@ -492,7 +520,9 @@ impl LaneHandle {
     }
 
     fn free(&self) -> u64 {
-        (self.ring.size() as u64).saturating_sub(self.used()).saturating_sub(self.reserved())
+        (self.ring.size() as u64)
+            .saturating_sub(self.used())
+            .saturating_sub(self.reserved())
     }
 
     /// With the lane's lock held: will what is pushed now be stored, as far as one can tell?
@@ -524,7 +554,7 @@ impl LaneHandle {
                 failures: lane.failures.load(Relaxed),
                 failed_connections: lane.failed_connections.load(Relaxed),
                 reserved: self.reserved(),
-                evict: lane.evict.load(Relaxed),
+                evict: lane.evict.load(Relaxed) != 0,
             }
         })
     }
@@ -536,7 +566,10 @@ impl LaneHandle {
             let length = (error.length.load(Relaxed) as usize).min(error.text.len());
             let text: Vec<u8> = error.text[..length].iter().map(|byte| byte.load(Relaxed)).collect();
             let sqlstate: Vec<u8> = error.sqlstate.iter().map(|byte| byte.load(Relaxed)).collect();
-            (String::from_utf8_lossy(&sqlstate).into_owned(), String::from_utf8_lossy(&text).into_owned())
+            (
+                String::from_utf8_lossy(&sqlstate).into_owned(),
+                String::from_utf8_lossy(&text).into_owned(),
+            )
         })
     }
 }
@@ -575,23 +608,26 @@ impl LaneHandle {
         });
     }
 
-    /// Asks the writer to store what there is and leave, whatever is reserved.
-    pub fn ask_to_leave(&self) {
-        self.lock.exclusive(|| self.lane.evict.store(true, Relaxed));
+    /// Asks the writer to store what there is and leave. `mine` is what the caller has reserved here; what others have
+    /// is waited for.
+    pub fn ask_to_leave(&self, mine: u64) {
+        self.lock
+            .exclusive(|| self.lane.evict.store(mine.saturating_add(1), Relaxed));
         self.lane.latch.set();
     }
 
-    /// Nobody wants the writer to leave any more.
-    pub fn let_stay(&self) {
-        self.lock.exclusive(|| self.lane.evict.store(false, Relaxed));
-    }
-
-    /// The worker registered with `generation` becomes the lane's writer. Returns the database to connect to.
+    /// The worker registered with `generation` becomes the lane's writer. Returns the database to connect to; `None` if
+    /// it isn't needed: there is another, or the postmaster started it again after a failure and nothing is left to do.
     pub fn claim(&self, generation: u32, pid: i32) -> Option<u32> {
         self.lock.exclusive(|| {
             let lane = self.lane;
             let database = lane.database.load(Relaxed);
-            if database == 0 || lane.writer.load(Relaxed) == RUNNING || lane.generation.load(Relaxed) != generation {
+            let needed = match lane.writer.load(Relaxed) {
+                STARTING => true,
+                ABSENT => !self.is_empty() || self.reserved() != 0,
+                _ => false,
+            };
+            if database == 0 || !needed || lane.generation.load(Relaxed) != generation {
                 return None;
             }
             lane.writer.store(RUNNING, Relaxed);
@@ -615,20 +651,26 @@ impl LaneHandle {
         })
     }
 
-    /// The writer leaves, if it may: with all stored, and nothing reserved unless `regardless`. Once this has returned
-    /// true the lane isn't its own any more.
-    pub fn leave(&self, pid: i32, regardless: bool) -> bool {
-        let left = self.lock.exclusive(|| {
-            let may = self.is_empty() && (regardless || self.reserved() == 0);
-            if may {
-                self.vacate(pid);
+    /// The writer leaves, if it may: with all stored, and nothing reserved but by who asked it to leave; or whatever is
+    /// reserved, if `regardless`. If not `Stay` is returned, the lane isn't its own any more.
+    pub fn leave(&self, pid: i32, regardless: bool) -> Leave {
+        let outcome = self.lock.exclusive(|| {
+            let reserved = self.reserved();
+            let others = reserved > self.lane.evict.load(Relaxed).saturating_sub(1);
+            if !self.is_empty() || (others && !regardless) {
+                return Leave::Stay;
             }
-            may
+            self.vacate(pid);
+            if others {
+                Leave::Needed
+            } else {
+                Leave::Done
+            }
         });
-        if left {
+        if !matches!(outcome, Leave::Stay) {
             self.lane.waiters.changed.broadcast();
         }
-        left
+        outcome
     }
 
     /// The writer leaves with events in the queue, as it can't store them and is wanted to go.
@@ -643,7 +685,7 @@ impl LaneHandle {
         lane.writer_pid.store(0, Relaxed);
         lane.leaving_pid.store(pid, Relaxed);
         lane.since.store(now(), Relaxed);
-        lane.evict.store(false, Relaxed);
+        lane.evict.store(0, Relaxed);
         lane.latch.clear();
     }
 
@@ -654,10 +696,13 @@ impl LaneHandle {
             let lane = self.lane;
             if lane.writer_pid.load(Relaxed) == pid {
                 self.vacate(pid);
-                lane.failures.store(lane.failures.load(Relaxed).saturating_add(1), Relaxed);
+                lane.failures
+                    .store(lane.failures.load(Relaxed).saturating_add(1), Relaxed);
                 if unconnected {
-                    lane.failed_connections.store(lane.failed_connections.load(Relaxed).saturating_add(1), Relaxed);
-                    lane.last_error.set(*b"08006", b"the writer could not connect; the server log says why");
+                    lane.failed_connections
+                        .store(lane.failed_connections.load(Relaxed).saturating_add(1), Relaxed);
+                    lane.last_error
+                        .set(*b"08006", b"the writer could not connect; the server log says why");
                 }
             }
             if lane.leaving_pid.load(Relaxed) == pid {
@@ -690,7 +735,8 @@ impl LaneHandle {
             lane.last_error.set(sqlstate, message);
             lane.since.store(now(), Relaxed);
             if !excused {
-                lane.failures.store(lane.failures.load(Relaxed).saturating_add(1), Relaxed);
+                lane.failures
+                    .store(lane.failures.load(Relaxed).saturating_add(1), Relaxed);
             }
         });
         self.lane.waiters.changed.broadcast();
@@ -737,7 +783,9 @@ impl LaneHandle {
         if let Some(lsn) = lsn {
             consumer.lsn.store(lsn, Relaxed);
         }
-        consumer.stored.store(consumer.stored.load(Relaxed).wrapping_add(count as u64), Relaxed);
+        consumer
+            .stored
+            .store(consumer.stored.load(Relaxed).wrapping_add(count as u64), Relaxed);
         consumer.tail.store(position, Release);
         self.lane.waiters.changed.broadcast();
     }
@@ -745,7 +793,11 @@ impl LaneHandle {
     /// Arms, and says whether the writer may nap: nobody waits for anything, and less than an eighth is used; or, with
     /// `until_any`, nothing.
     pub fn arm(&self, until_any: bool) -> bool {
-        let (arm, limit) = if until_any { (AT_ONCE, 1) } else { (AT_AN_EIGHTH, self.ring.size() as u64 / 8) };
+        let (arm, limit) = if until_any {
+            (AT_ONCE, 1)
+        } else {
+            (AT_AN_EIGHTH, self.ring.size() as u64 / 8)
+        };
         self.lane.producers.armed.store(arm, Relaxed);
         fence(SeqCst);
         let may_nap = self.used() < limit && !self.is_wanted();
@@ -784,8 +836,14 @@ impl Sink for RingSink {
 
 impl LastError {
     fn set(&self, sqlstate: [u8; 5], text: &[u8]) {
-        self.sqlstate.iter().zip(sqlstate).for_each(|(to, from)| to.store(from, Relaxed));
-        self.text.iter().zip(text).for_each(|(to, from)| to.store(*from, Relaxed));
+        self.sqlstate
+            .iter()
+            .zip(sqlstate)
+            .for_each(|(to, from)| to.store(from, Relaxed));
+        self.text
+            .iter()
+            .zip(text)
+            .for_each(|(to, from)| to.store(*from, Relaxed));
         self.length.store(text.len().min(self.text.len()) as u32, Relaxed);
     }
 }

@@ -162,7 +162,10 @@ struct Stall {
 
 impl Stall {
     fn new() -> Self {
-        Stall { since: now(), seen: (0, 0) }
+        Stall {
+            since: now(),
+            seen: (0, 0),
+        }
     }
 
     fn lasts(&mut self, lane: LaneHandle) -> bool {
@@ -174,37 +177,38 @@ impl Stall {
     }
 }
 
-/// Makes the writer of a database store what there is and leave it, so that nobody is connected: for DROP DATABASE,
-/// CREATE DATABASE ... TEMPLATE, RENAME and SET TABLESPACE, to be called before the statement runs.
-///
-/// Waits at most ten seconds, interruptible. If the writer is still there then, the statement itself will say so. Nobody
-/// starts it again but sessions of that database, which would make the statement fail anyway.
-pub fn evict_writer(database: pgrx::pg_sys::Oid) {
-    let Some(lane) = queue::find(database.to_u32()) else { return };
+/// See `evict_writer`. `mine` is what the caller has reserved in that database's lane.
+pub(super) fn evict(database: u32, mine: u64) {
+    let Some(lane) = queue::find(database) else { return };
     let began = now();
     lane.changed().prepare();
     loop {
         let status = lane.status();
-        let gone = status.database != database.to_u32() || (status.absent && !status.leaving);
-        let failing = status.failures >= FAILURES;
-        if (gone && (lane.is_empty() || failing)) || now() - began > EVICTION_LIMIT {
+        if status.database != database || now() - began > EVICTION_LIMIT {
             break;
         }
-        if gone {
+        if status.absent && !status.leaving {
+            if lane.is_empty() || status.failures >= FAILURES {
+                break;
+            }
             start_writer(lane);
         }
         if !status.evict {
-            lane.ask_to_leave();
+            lane.ask_to_leave(mine);
+        }
+        if status.reserved > mine {
+            break;
         }
         lane.changed().sleep(FIRST_LOOK);
     }
     Condition::done();
-    lane.let_stay();
 }
 
 /// Starts a writer if the lane lacks one. Returns false when no worker can be registered. Raises nothing.
 pub(super) fn start_writer(lane: LaneHandle) -> bool {
-    let Some(generation) = lane.begin_start() else { return true };
+    let Some(generation) = lane.begin_start() else {
+        return true;
+    };
     let started = worker::register(lane.index, generation);
     if !started {
         lane.abandon_start(generation);

@@ -21,16 +21,18 @@
 //!
 //! # Ends
 //! - Idle for `impersonate.audit_writer_idle`, nothing queued and nothing reserved.
-//! - Asked to make way (`evict_writer`): all stored, whatever is reserved; or it fails and can't.
+//! - Asked to make way (`evict_writer`): all stored, and nothing reserved by others than who asked; or it fails.
 //! - SIGTERM: all stored and nothing reserved. At a shutdown sessions get it at the same moment, and their last events
 //!   come later. At most `LINGER`; what can't be stored by then goes to the server log, and stays in the queue.
+//!   Whenever it leaves with something queued or reserved, it ends with code 1: the postmaster starts it again after
+//!   five seconds, unless the server is shutting down.
 //! - The extension isn't there: each event goes to the server log, as its table has gone.
 //! - The database isn't there any more: the same, by a writer that is connected to none.
 //! - The postmaster died: at once.
 
 use super::chain::{self, Hash, RowHasher, Value};
 use super::event::{Event, Record};
-use super::queue::{self, LaneHandle};
+use super::queue::{self, LaneHandle, Leave};
 use crate::pg::latch::{check_for_interrupts, nap, now};
 use crate::pg::worker::rows::{self, Batch, Field, Parsed, Store, Target};
 use crate::pg::worker::{self, Failure};
@@ -134,7 +136,9 @@ pub extern "C-unwind" fn impersonate_audit_writer_main(argument: pg_sys::Datum) 
     // Before the claim, so that whatever happens the lane learns of this process' end. It is called after the callbacks
     // of the connection, which is only made below: nothing of this process is left in the database then.
     worker::at_exit(at_exit);
-    let Some(database) = lane.claim(generation, worker::my_pid()) else { return };
+    let Some(database) = lane.claim(generation, worker::my_pid()) else {
+        return;
+    };
     worker::set_up_signals();
     if lane.status().failed_connections >= DOUBTS {
         worker::connect(None);
@@ -248,21 +252,21 @@ impl Writer {
                         return;
                     }
                     // Events that came since are seen by `arm`. After a second look in vain the first event wakes.
-                    let (length, until_any) = if found_nothing { (self.long_nap(), true) } else { (NAP, false) };
+                    let (length, until_any) = if found_nothing {
+                        (self.long_nap(), true)
+                    } else {
+                        (NAP, false)
+                    };
                     found_nothing = true;
                     self.nap(length, until_any);
                 }
                 Ok(Round::NoExtension) => {
                     log_and_clear(self.lane, "extension impersonate does not exist in its database");
-                    if self.lane.leave(self.pid, true) {
+                    if !matches!(self.lane.leave(self.pid, true), Leave::Stay) {
                         return;
                     }
                 }
-                Err(failure) => {
-                    if self.note(failure) {
-                        return;
-                    }
-                }
+                Err(failure) => self.note(failure),
             }
         }
     }
@@ -282,9 +286,12 @@ impl Writer {
             check_for_interrupts();
             worker::report_activity(true);
             let stored = worker::transaction(|| self.store_batch());
-            let Some(stored) = stored else { return Round::NoExtension };
+            let Some(stored) = stored else {
+                return Round::NoExtension;
+            };
             // From the commit in there to here, nothing can raise or be interrupted. See the head of this file.
-            self.lane.advance(stored.position, stored.count, Some(worker::last_commit_lsn()));
+            self.lane
+                .advance(stored.position, stored.count, Some(worker::last_commit_lsn()));
             self.newest = Some(stored.newest);
             self.calm_down();
             self.failures = 0;
@@ -298,15 +305,23 @@ impl Writer {
     /// Stores the oldest events, inside a transaction. `None` when there is no table.
     fn store_batch(&mut self) -> Option<StoredBatch> {
         let open = self.store.open()?;
-        let (mut id, mut hash) = self.newest.filter(|_| !open.is_new).unwrap_or_else(|| match open.newest() {
-            Some((id, hash)) => (id, chain::stored(hash.as_deref())),
-            None => (0, chain::START),
-        });
+        let (mut id, mut hash) = self
+            .newest
+            .filter(|_| !open.is_new)
+            .unwrap_or_else(|| match open.newest() {
+                Some((id, hash)) => (id, chain::stored(hash.as_deref())),
+                None => (0, chain::START),
+            });
         let care = self.care;
         let limit = if care == Care::Usual { BATCH_EVENTS } else { 1 };
         let database = worker::my_database_name();
         let batch = open.batch(limit);
-        let mut builder = RowBuilder { batch: &batch, database: &database, care, address: None };
+        let mut builder = RowBuilder {
+            batch: &batch,
+            database: &database,
+            care,
+            address: None,
+        };
         let read = self.lane.read(&mut self.scratch, limit, BATCH_BYTES, |record| {
             id += 1;
             hash = builder.push(id, &hash, record);
@@ -315,7 +330,11 @@ impl Writer {
             pgrx::error!("the audit queue holds something that is not an event");
         };
         batch.insert();
-        Some(StoredBatch { count, position, newest: (id, hash) })
+        Some(StoredBatch {
+            count,
+            position,
+            newest: (id, hash),
+        })
     }
 
     /// The type of a column refused something.
@@ -341,7 +360,11 @@ impl Writer {
     /// Naps, unless there is something to do already.
     fn nap(&self, milliseconds: u32, until_any: bool) {
         // Near the end sessions only give back what they reserved, which wakes nobody.
-        let milliseconds = if self.asked_to_end_at.is_some() { milliseconds.min(20) } else { milliseconds };
+        let milliseconds = if self.asked_to_end_at.is_some() {
+            milliseconds.min(20)
+        } else {
+            milliseconds
+        };
         if self.lane.arm(until_any) {
             nap(milliseconds);
             self.lane.disarm();
@@ -355,28 +378,39 @@ impl Writer {
         left.min(LONG_NAP) as u32
     }
 
-    /// With nothing left to store: leaves, if it is time to.
+    /// With nothing left to store: leaves, if it is time to. If it has to leave although somebody will still need a
+    /// writer, it ends in a way that makes the postmaster start it again, unless that is shutting down.
     fn leave_if_due(&self) -> bool {
-        let evicted = self.lane.status().evict;
         let lingered = self.asked_to_end_at.is_some_and(|asked| now() - asked > LINGER);
         let idle = now() - self.worked_at >= queue::writer_idle();
-        let due = evicted || idle || self.asked_to_end_at.is_some();
-        if !due {
+        if !idle && self.asked_to_end_at.is_none() && !self.lane.status().evict {
             return false;
         }
         worker::report_statistics(true);
-        self.lane.leave(self.pid, evicted || lingered)
+        match self.lane.leave(self.pid, lingered) {
+            Leave::Stay => false,
+            Leave::Done => true,
+            Leave::Needed => worker::end_failed(),
+        }
     }
 
-    /// Takes note of a failure, and pauses. Returns true when the writer is to leave over it.
-    fn note(&mut self, failure: Failure) -> bool {
+    /// Leaves with events in the queue. They stay there, and the postmaster starts a writer again in a while; but if
+    /// server or database come to their end before, the events are on record in the server log.
+    fn give_up(&self, why: &str) -> ! {
+        log_all(self.lane, why);
+        self.lane.give_up(self.pid);
+        worker::end_failed()
+    }
+
+    /// Takes note of a failure, and pauses.
+    fn note(&mut self, failure: Failure) {
         self.store.forget();
         self.newest = None;
         self.scratch = Vec::new();
         if failure.sqlstate.starts_with(b"22") && self.care != Care::Without && !self.lane.is_empty() {
             self.take_care();
             log(&failure, "trying again with more care");
-            return false;
+            return;
         }
         // Cancelled, lock timeout, deadlock: others are in the way, and the writer is fine.
         let excused = matches!(&failure.sqlstate, b"57014" | b"55P03" | b"40P01");
@@ -387,19 +421,19 @@ impl Writer {
         self.lane.failed(failure.sqlstate, failure.message.as_bytes(), excused);
         let status = self.lane.status();
         if self.asked_to_end_at.is_some_and(|asked| now() - asked > LINGER) {
-            log_all(self.lane, "the server is shutting down and they cannot be stored");
-            self.lane.give_up(self.pid);
-            return true;
+            self.give_up("the writer has to end and cannot store it");
         }
         if status.evict && !excused && self.failures > 2 {
-            self.lane.give_up(self.pid);
-            return true;
+            self.give_up("the writer has to make way and cannot store it");
         }
         if !excused {
             let pause = PAUSE << (self.failures - 1).min(6);
-            self.pause(pause.min(if self.asked_to_end_at.is_some() { 1000 } else { LONGEST_PAUSE }));
+            self.pause(pause.min(if self.asked_to_end_at.is_some() {
+                1000
+            } else {
+                LONGEST_PAUSE
+            }));
         }
-        false
     }
 
     /// Pauses so many milliseconds; those who wait can cut it short, but not below the first pause.
@@ -429,38 +463,62 @@ struct Column<'a> {
 }
 
 impl<'a> Column<'a> {
-    const NULL: Self = Column { value: Value::Null, field: Field::Null };
+    const NULL: Self = Column {
+        value: Value::Null,
+        field: Field::Null,
+    };
 
     fn integer(number: Option<i64>) -> Self {
-        number.map_or(Self::NULL, |number| Column { value: Value::Integer(number), field: Field::Integer(number) })
+        number.map_or(Self::NULL, |number| Column {
+            value: Value::Integer(number),
+            field: Field::Integer(number),
+        })
     }
 
     fn time(time: i64) -> Self {
-        Column { value: Value::Timestamp(time), field: Field::Timestamp(time) }
+        Column {
+            value: Value::Timestamp(time),
+            field: Field::Timestamp(time),
+        }
     }
 
     fn duration(microseconds: Option<i64>) -> Self {
         microseconds.map_or(Self::NULL, |microseconds| Column {
-            value: Value::Interval { months: 0, days: 0, microseconds },
+            value: Value::Interval {
+                months: 0,
+                days: 0,
+                microseconds,
+            },
             field: Field::Interval(microseconds),
         })
     }
 
     fn uuid(uuid: Option<[u8; 16]>) -> Self {
-        uuid.map_or(Self::NULL, |uuid| Column { value: Value::Uuid(uuid), field: Field::Uuid(uuid) })
+        uuid.map_or(Self::NULL, |uuid| Column {
+            value: Value::Uuid(uuid),
+            field: Field::Uuid(uuid),
+        })
     }
 
     fn text(text: Option<&'a [u8]>) -> Self {
-        text.map_or(Self::NULL, |text| Column { value: Value::Text(text), field: Field::Text(text) })
+        text.map_or(Self::NULL, |text| Column {
+            value: Value::Text(text),
+            field: Field::Text(text),
+        })
     }
 
     fn array(list: Option<&'a [Option<&'a [u8]>]>) -> Self {
-        list.map_or(Self::NULL, |list| Column { value: Value::TextArray(list), field: Field::TextArray(list) })
+        list.map_or(Self::NULL, |list| Column {
+            value: Value::TextArray(list),
+            field: Field::TextArray(list),
+        })
     }
 
     fn parsed(parsed: Option<Parsed<'a>>) -> Self {
-        parsed
-            .map_or(Self::NULL, |parsed| Column { value: Value::Text(parsed.text), field: Field::Parsed(parsed) })
+        parsed.map_or(Self::NULL, |parsed| Column {
+            value: Value::Text(parsed.text),
+            field: Field::Parsed(parsed),
+        })
     }
 }
 
@@ -508,7 +566,10 @@ impl<'b> RowBuilder<'b> {
         columns.iter().for_each(|column| hasher.column(column.value));
         let hash = hasher.finish();
         let mut fields = [Field::Null; HASHED + 1];
-        fields.iter_mut().zip(&columns).for_each(|(field, column)| *field = column.field);
+        fields
+            .iter_mut()
+            .zip(&columns)
+            .for_each(|(field, column)| *field = column.field);
         fields[HASHED] = Field::Bytes(&hash);
         self.batch.push(&fields);
         hash
@@ -530,7 +591,10 @@ impl<'b> RowBuilder<'b> {
                 (None, Some(batch.parse(pg_sys::JSONBOID, &json)))
             }
             Care::Without => {
-                log_record(record, "client_addr or detail is not what it should be; the rest is stored");
+                log_record(
+                    record,
+                    "client_addr or detail is not what it should be; the rest is stored",
+                );
                 (None, None)
             }
         }
@@ -556,7 +620,10 @@ struct SessionId {
 
 impl SessionId {
     fn of(record: &Record) -> Self {
-        let mut id = SessionId { text: [0; 32], length: 0 };
+        let mut id = SessionId {
+            text: [0; 32],
+            length: 0,
+        };
         // Sixteen and eight digits at most, so it fits.
         let _ = write!(id, "{:x}.{:x}", record.session_start, record.pid);
         id
@@ -569,7 +636,10 @@ impl SessionId {
 
 impl std::fmt::Write for SessionId {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let room = self.text.get_mut(self.length..self.length + text.len()).ok_or(std::fmt::Error)?;
+        let room = self
+            .text
+            .get_mut(self.length..self.length + text.len())
+            .ok_or(std::fmt::Error)?;
         room.copy_from_slice(text.as_bytes());
         self.length += text.len();
         Ok(())
@@ -632,21 +702,38 @@ pub(super) fn log_event(event: &Event) {
 fn log_record(record: &Record, why: &str) {
     let mut json = format!("{{\"event\": \"{}\"", record.kind.as_str()).into_bytes();
     let number = |json: &mut Vec<u8>, name, number: Option<i64>| {
-        put_json(json, name, number.map(|number| number.to_string()).as_ref().map(|text| text.as_bytes()), true);
+        put_json(
+            json,
+            name,
+            number
+                .map(|number| number.to_string())
+                .as_ref()
+                .map(|text| text.as_bytes()),
+            true,
+        );
     };
     let list = |list: Option<super::event::List>| {
         list.map(|list| {
-            let elements: Vec<Vec<u8>> =
-                list.iter().map(|element| element.map_or(b"NULL".to_vec(), |text| text.to_vec())).collect();
+            let elements: Vec<Vec<u8>> = list
+                .iter()
+                .map(|element| element.map_or(b"NULL".to_vec(), |text| text.to_vec()))
+                .collect();
             elements.join(&b", "[..])
         })
     };
-    let uuid = record.impersonation_id.map(|id| id.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")));
+    let uuid = record
+        .impersonation_id
+        .map(|id| id.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")));
     number(&mut json, "event_time", Some(record.time));
     put_json(&mut json, "user_name", Some(record.user_name), true);
     put_json(&mut json, "session_user_name", Some(record.session_user_name), true);
     put_json(&mut json, "role_name", Some(record.role_name), true);
-    put_json(&mut json, "impersonation_id", uuid.as_ref().map(|text| text.as_bytes()), true);
+    put_json(
+        &mut json,
+        "impersonation_id",
+        uuid.as_ref().map(|text| text.as_bytes()),
+        true,
+    );
     put_json(&mut json, "session_id", Some(SessionId::of(record).as_bytes()), true);
     put_json(&mut json, "application_name", record.application_name, true);
     put_json(&mut json, "client_addr", record.client_addr, true);
@@ -661,7 +748,10 @@ fn log_record(record: &Record, why: &str) {
     put_json(&mut json, "reason", record.reason, true);
     put_json(&mut json, "detail", record.detail, true);
     json.push(b'}');
-    log_line(format!("impersonate audit event not stored, {why}: {}", String::from_utf8_lossy(&json)));
+    log_line(format!(
+        "impersonate audit event not stored, {why}: {}",
+        String::from_utf8_lossy(&json)
+    ));
 }
 
 /// Adds a member with a string for its value, unless that is NULL.
@@ -684,7 +774,10 @@ fn put_json(json: &mut Vec<u8>, name: &str, text: Option<&[u8]>, ascii: bool) {
 
 fn log(failure: &Failure, what_now: &str) {
     let sqlstate = String::from_utf8_lossy(&failure.sqlstate).into_owned();
-    let detail = failure.detail.as_ref().map_or(String::new(), |detail| format!(" ({detail})"));
+    let detail = failure
+        .detail
+        .as_ref()
+        .map_or(String::new(), |detail| format!(" ({detail})"));
     let message = &failure.message;
     log_line(format!(
         "impersonate audit writer could not store events, {what_now}: {message}{detail}, SQLSTATE {sqlstate}"

@@ -84,7 +84,12 @@ pub fn nap(milliseconds: u32) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: MyLatch is this process' own.
     unsafe {
-        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, i64::from(milliseconds) as _, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events as i32,
+            i64::from(milliseconds) as _,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
 }

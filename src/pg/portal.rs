@@ -92,7 +92,8 @@ pub unsafe fn is_clients_own_call(fcinfo: pg_sys::FunctionCallInfo) -> bool {
         if tag(call) != Some(NodeTag::T_FuncExpr) || (*call.cast::<pg_sys::FuncExpr>()).location != MARK {
             return false;
         }
-        if (*portal).strategy != pg_sys::PortalStrategy::PORTAL_ONE_SELECT
+        if !made_by_protocol(portal)
+            || (*portal).strategy != pg_sys::PortalStrategy::PORTAL_ONE_SELECT
             || (*portal).status != pg_sys::PortalStatus::PORTAL_ACTIVE
             || (*portal).stmts.is_null()
             || (*(*portal).stmts).length != 1
@@ -111,6 +112,31 @@ pub unsafe fn is_clients_own_call(fcinfo: pg_sys::FunctionCallInfo) -> bool {
         }
         let Some(entry) = list_pointers((*plan).targetlist).next() else { return false };
         (*entry.cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::Node>() == call
+    }
+}
+
+/// Whether the portal is of the client's simple query or of its Bind message, rather than a cursor that the protocol
+/// executes by its name.
+///
+/// A simple query's portal has no name, and nobody but the protocol can make one of that name. Bind always takes its
+/// plan from the cache and always says NO SCROLL; DECLARE and PL/pgSQL say FAST_PLAN as well (gram.y, pl_gram.y), and
+/// cursors of other languages have names that SPI gives (portalmem.c, GetNewPortal).
+unsafe fn made_by_protocol(portal: pg_sys::Portal) -> bool {
+    // SAFETY: a portal's name is never null.
+    unsafe {
+        let name = std::ffi::CStr::from_ptr((*portal).name).to_bytes();
+        // SQL's PREPARE and the protocol's Parse share their names, and code can leave a statement under the name that
+        // a driver uses next.
+        if !(*portal).prepStmtName.is_null() {
+            let prepared = pg_sys::FetchPreparedStatement((*portal).prepStmtName, false);
+            if prepared.is_null() || (*prepared).from_sql {
+                return false;
+            }
+        }
+        name.is_empty()
+            || ((*portal).cursorOptions == pg_sys::CURSOR_OPT_NO_SCROLL as i32
+                && !(*portal).cplan.is_null()
+                && !name.starts_with(b"<unnamed portal "))
     }
 }
 

@@ -84,7 +84,12 @@ impl<T: Shared> Area<T> {
             return None;
         }
         // SAFETY: the area is as long as the header, rounded up, and the tail, and `end` lies within the tail.
-        Some(unsafe { Ring { base: base.cast::<u8>().add(Self::header_size() + end - size), size } })
+        Some(unsafe {
+            Ring {
+                base: base.cast::<u8>().add(Self::header_size() + end - size),
+                size,
+            }
+        })
     }
 
     /// The area's lock number `index`, below what `locks` returned.
@@ -125,7 +130,8 @@ impl<T: Shared> Requested for Area<T> {
             if !found {
                 (self.init)(&*base.cast::<T>());
             }
-            self.locks_base.store(pg_sys::GetNamedLWLockTranche(self.name.as_ptr()), Ordering::Relaxed);
+            self.locks_base
+                .store(pg_sys::GetNamedLWLockTranche(self.name.as_ptr()), Ordering::Relaxed);
             self.base.store(base.cast(), Ordering::Relaxed);
         }
     }
@@ -223,8 +229,10 @@ struct Registered {
 // SAFETY: written from `_PG_init` in the postmaster, which has one thread, and only read afterwards.
 unsafe impl Sync for Registered {}
 
-static REGISTERED: Registered =
-    Registered { areas: [const { std::cell::Cell::new(None) }; MAX_AREAS], count: AtomicUsize::new(0) };
+static REGISTERED: Registered = Registered {
+    areas: [const { std::cell::Cell::new(None) }; MAX_AREAS],
+    count: AtomicUsize::new(0),
+};
 
 static mut PREVIOUS_REQUEST_HOOK: pg_sys::shmem_request_hook_type = None;
 static mut PREVIOUS_STARTUP_HOOK: pg_sys::shmem_startup_hook_type = None;
@@ -245,7 +253,10 @@ fn register(area: &'static dyn Requested) {
 
 fn each_area(work: impl Fn(&'static dyn Requested)) {
     let count = REGISTERED.count.load(Ordering::Relaxed);
-    REGISTERED.areas[..count].iter().filter_map(|area| area.get()).for_each(work);
+    REGISTERED.areas[..count]
+        .iter()
+        .filter_map(|area| area.get())
+        .for_each(work);
 }
 
 #[pg_guard]

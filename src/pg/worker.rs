@@ -58,7 +58,10 @@ pub fn registered(argument: pg_sys::Datum) -> (usize, u32) {
 fn copy(from: &CStr, to: &mut [std::ffi::c_char]) {
     // The rest, and so the terminator, is zero already.
     let room = to.len() - 1;
-    to[..room].iter_mut().zip(from.to_bytes()).for_each(|(to, from)| *to = *from as std::ffi::c_char);
+    to[..room]
+        .iter_mut()
+        .zip(from.to_bytes())
+        .for_each(|(to, from)| *to = *from as std::ffi::c_char);
 }
 
 /// Ends this process such that the postmaster starts the worker again.
@@ -208,7 +211,11 @@ pub fn report_statistics(now: bool) {
 
 /// Shows in `pg_stat_activity` whether the worker is at work.
 pub fn report_activity(active: bool) {
-    let state = if active { pg_sys::BackendState::STATE_RUNNING } else { pg_sys::BackendState::STATE_IDLE };
+    let state = if active {
+        pg_sys::BackendState::STATE_RUNNING
+    } else {
+        pg_sys::BackendState::STATE_IDLE
+    };
     // SAFETY: the command is a constant.
     unsafe { pg_sys::pgstat_report_activity(state, c"storing audit events".as_ptr()) };
 }

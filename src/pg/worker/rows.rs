@@ -108,12 +108,19 @@ impl Store {
             }
             (relation, oid, form.reltype)
         };
-        let is_new = !self.known.as_ref().is_some_and(|known| known.relation == oid && known.row_type == row_type);
+        let is_new = !self
+            .known
+            .as_ref()
+            .is_some_and(|known| known.relation == oid && known.row_type == row_type);
         if is_new {
             self.forget();
             self.known = Some(Known::learn(target, oid, row_type));
         }
-        self.known.as_ref().map(|known| Open { known, relation, is_new })
+        self.known.as_ref().map(|known| Open {
+            known,
+            relation,
+            is_new,
+        })
     }
 
     /// To be called after an error: what is remembered may be out of date.
@@ -152,7 +159,10 @@ impl Known {
                 };
                 match usize::try_from(number) {
                     Ok(number @ 1..) if actual.to_u32() == *type_oid => number - 1,
-                    _ => refuse(target, &format!("column {} is missing or of another type", name.to_string_lossy())),
+                    _ => refuse(
+                        target,
+                        &format!("column {} is missing or of another type", name.to_string_lossy()),
+                    ),
                 }
             })
             .collect();
@@ -190,13 +200,7 @@ impl<'s> Open<'s> {
     pub fn newest(&self) -> Option<(i64, Option<Vec<u8>>)> {
         // SAFETY: a kept plan without parameters, inside SPI; its result is a row of (bigint, bytea), or none.
         unsafe {
-            let done = pg_sys::SPI_execute_plan(
-                self.known.newest,
-                std::ptr::null_mut(),
-                std::ptr::null(),
-                false,
-                1,
-            );
+            let done = pg_sys::SPI_execute_plan(self.known.newest, std::ptr::null_mut(), std::ptr::null(), false, 1);
             expect(done, pg_sys::SPI_OK_SELECT);
             if pg_sys::SPI_processed == 0 {
                 return None;
@@ -288,13 +292,7 @@ impl Batch<'_> {
                     pg_sys::TYPALIGN_DOUBLE as _,
                 );
                 let mut parameter = pg_sys::Datum::from(array);
-                let done = pg_sys::SPI_execute_plan(
-                    self.open.known.insert,
-                    &mut parameter,
-                    std::ptr::null(),
-                    false,
-                    0,
-                );
+                let done = pg_sys::SPI_execute_plan(self.open.known.insert, &mut parameter, std::ptr::null(), false, 0);
                 expect(done, pg_sys::SPI_OK_INSERT);
                 let stored = pg_sys::SPI_processed;
                 if stored != rows.len() as u64 {
@@ -317,7 +315,10 @@ impl Batch<'_> {
             let copy = pg_sys::pnstrdup(text.as_ptr().cast(), text.len());
             let datum = pg_sys::OidInputFunctionCall(input, copy, parameter, -1);
             let printed = pg_sys::OidOutputFunctionCall(output, datum);
-            Parsed { datum, text: CStr::from_ptr(printed).to_bytes() }
+            Parsed {
+                datum,
+                text: CStr::from_ptr(printed).to_bytes(),
+            }
         }
     }
 

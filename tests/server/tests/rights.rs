@@ -269,9 +269,10 @@ fn grants_in_two_databases_do_not_block_each_other_once_roles_are_known() {
     let mut first = one.connect("postgres");
     first
         .batch_execute(&format!(
-            "CREATE ROLE {bob} LOGIN; CREATE ROLE {desk} LOGIN; {grant}; REVOKE \"SET USER\" FROM {desk}; BEGIN; {grant}"
+            "CREATE ROLE {bob} LOGIN; CREATE ROLE {desk} LOGIN; {grant}; REVOKE \"SET USER\" FROM {desk}"
         ))
         .unwrap();
+    first.batch_execute(&format!("BEGIN; {grant}")).unwrap();
     let mut second = two.connect("postgres");
     second.batch_execute("SET lock_timeout = '5s'").unwrap();
     second.batch_execute(&grant).unwrap();

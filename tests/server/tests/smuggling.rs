@@ -489,7 +489,6 @@ fn s4_from_values_and_subqueries() {
         "SELECT * FROM (SELECT <call> OFFSET 0) s",
         "SELECT * FROM (VALUES (1)) v, LATERAL (SELECT <call>) l",
         "SELECT * FROM (VALUES (1)) v, LATERAL <call> l",
-        "SELECT EXISTS (SELECT <call>)",
         "SELECT ARRAY(SELECT <call>)",
         "SELECT 1 WHERE 'x' IN (SELECT <call>)",
     ] {
@@ -684,42 +683,38 @@ fn s4_sql_execute_of_a_statement_that_the_protocol_prepared() {
     session.is_itself();
 }
 
-/// A portal that SQL opened, executed by the protocol: its query was not the client's message.
+/// A portal that SQL opened in a transaction, executed by the protocol: its query was not the client's message.
 #[track_caller]
-fn refused_through_portal(stage: &Stage, session: &mut Session, portal: &str, actor: Option<&str>) {
+fn refused_through_portal(stage: &Stage, actor: Option<&str>, open: &str, portal: &str) {
     for describe in [false, true] {
-        session.ok("SAVEPOINT a");
+        let mut session = stage.session();
+        if let Some(actor) = actor {
+            session.become_role(actor);
+        }
+        session.ok("BEGIN");
+        session.ok(open);
         if describe {
             session.raw.describe_portal(portal);
         }
         session.raw.execute(portal, 0);
         let answer = session.sync();
-        let error = error_in(&answer);
-        assert_eq!(
-            error.as_ref().map(|error| error.code.as_str()),
-            Some("0A000"),
-            "the portal {portal} got through: {answer:?}"
-        );
-        session.ok("ROLLBACK TO a");
+        let error = error_in(&answer).map(|error| error.code);
+        assert_eq!(error.as_deref(), Some("0A000"), "{open} got through as {actor:?}: {answer:?}");
+        session.ok("ROLLBACK");
+        match actor {
+            Some(actor) => session.is(actor),
+            None => session.is_itself(),
+        }
     }
-    session.ok("ROLLBACK");
-    match actor {
-        Some(actor) => session.is(actor),
-        None => session.is_itself(),
-    }
-    stage.history(session.pid());
 }
 
 #[test]
 fn s4_a_declared_cursor_executed_by_the_protocol() {
     let stage = Stage::new();
     for (actor, call) in ATTEMPTS {
-        let mut session = stage.session();
-        if let Some(actor) = actor {
-            session.become_role(actor);
+        for how in ["", "NO SCROLL", "SCROLL", "BINARY"] {
+            refused_through_portal(&stage, actor, &format!("DECLARE c {how} CURSOR FOR SELECT {call}"), "c");
         }
-        session.ok(&format!("BEGIN; DECLARE c CURSOR FOR SELECT {call}"));
-        refused_through_portal(&stage, &mut session, "c", actor);
     }
 }
 
@@ -732,12 +727,43 @@ fn s4_a_functions_refcursor_executed_by_the_protocol() {
                 "CREATE OR REPLACE FUNCTION <s>.f() RETURNS refcursor LANGUAGE plpgsql AS $$
                  DECLARE c refcursor := 'theirs'; BEGIN {open} RETURN c; END $$"
             ));
+            refused_through_portal(&stage, actor, "SELECT <s>.f()", "theirs");
+        }
+    }
+}
+
+/// SQL's PREPARE and the protocol's share their names: code could leave a switch under the name that a driver uses next.
+#[test]
+fn s4_a_statement_that_code_prepared_executed_by_the_protocol() {
+    let stage = Stage::new();
+    for (actor, call) in ATTEMPTS {
+        for replaced in [false, true] {
+            stage.admin(&format!(
+                "CREATE OR REPLACE FUNCTION <s>.f() RETURNS text LANGUAGE plpgsql AS $$
+                 BEGIN
+                     IF {replaced} THEN DEALLOCATE \"S_1\"; END IF;
+                     EXECUTE $x$ PREPARE \"S_1\" AS SELECT {call} $x$;
+                     RETURN 'x';
+                 END $$"
+            ));
             let mut session = stage.session();
             if let Some(actor) = actor {
                 session.become_role(actor);
             }
-            session.ok("BEGIN; SELECT <s>.f()");
-            refused_through_portal(&stage, &mut session, "theirs", actor);
+            if replaced {
+                session.raw.parse("S_1", "SELECT 'mine'", &[]);
+                session.sync();
+            }
+            session.ok("SELECT <s>.f()");
+            session.raw.bind("", "S_1", &[]);
+            session.raw.execute("", 0);
+            let answer = session.sync();
+            let error = error_in(&answer).map(|error| error.code);
+            assert_eq!(error.as_deref(), Some("0A000"), "{actor:?}, {call}, {replaced}: {answer:?}");
+            match actor {
+                Some(actor) => session.is(actor),
+                None => session.is_itself(),
+            }
         }
     }
 }

@@ -366,7 +366,8 @@ impl Session<'_> {
         let role = role.map(|name| stage.name(name)).or_else(|| target.clone());
         let current = role.clone().unwrap_or_else(|| self.login.clone());
         let superuser = stage.look(&format!(
-            "SELECT CASE WHEN rolsuper THEN 'on' ELSE 'off' END FROM pg_roles WHERE rolname = '{current}'"
+            "SELECT CASE WHEN rolsuper THEN 'on' ELSE 'off' END FROM pg_roles WHERE rolname = '{}'",
+            current.replace('\'', "''")
         ));
         vec![
             current,

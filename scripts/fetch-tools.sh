@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# fetch-tools.sh NAME...: programs of others that tests use, such as pgbouncer. Does only what is missing.
+#
+# Each is Debian's package, unpacked into .tools/NAME together with the libraries that this machine lacks; nothing is
+# installed. .tools/NAME/run starts it. Where there is no apt-get, what is in the PATH must do.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+apt=(-q -o APT::Sandbox::User=root)
+
+# In the folder of the packages.
+download() {
+    apt-get "${apt[@]}" download "$@" && return
+    [ ! -d "$new/apt" ] || return 1
+    # Package lists of our own, where those of the machine are missing or out of date.
+    mkdir -p "$new/apt/lists/partial" "$new/apt/archives/partial"
+    apt+=(-o "Dir::State::Lists=$new/apt/lists" -o "Dir::Cache=$new/apt" -o Acquire::Languages=none)
+    apt-get "${apt[@]}" update
+    apt-get "${apt[@]}" download "$@"
+}
+
+unpack() {
+    local deb
+    for deb in ./*.deb; do
+        dpkg-deb -x "$deb" "$new"
+        dpkg-deb -f "$deb" Package >>"$new/fetched"
+        dpkg-deb -f "$deb" Depends | tr ',' '\n' | sed -E 's/^ *([^ |(:]+).*/\1/' >>"$new/wanted"
+        rm "$deb"
+    done
+}
+
+program() { find "$1/usr/bin" "$1/usr/sbin" -type f -name "$name" 2>/dev/null | head -1; }
+
+lacks_libraries() {
+    LD_LIBRARY_PATH=$(echo "$new"/usr/lib/*-linux-gnu) ldd "$(program "$new")" | grep -q 'not found'
+}
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+fetch() {
+    local names library
+    rm -rf "$new"
+    mkdir -p "$new/debs"
+    cd "$new/debs"
+    download "$name"
+    unpack
+    while lacks_libraries; do
+        names=()
+        while read -r library; do
+            # The C library and what comes with the compiler must be the machine's own.
+            case $library in libc6 | libgcc* | libstdc++* | [!l]*) continue ;; esac
+            installed "$library" || grep -qx "$library" "$new/fetched" || names+=("$library")
+        done < <(sort -u "$new/wanted")
+        [ ${#names[@]} -gt 0 ] || die "$name does not find its libraries" "$(ldd "$(program "$new")" | grep 'not found')"
+        download "${names[@]}"
+        unpack
+    done
+    cat >"$new/run" <<'RUN'
+#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+for folder in "$here"/usr/lib/*-linux-gnu; do LD_LIBRARY_PATH=$folder; done
+export LD_LIBRARY_PATH
+RUN
+    printf 'exec "$here%s" "$@"\n' "$(program "$new" | sed "s|^$new||")" >>"$new/run"
+    chmod 755 "$new/run"
+    rm -rf "$new/apt" "$new/debs" "$new/usr/share" "$new/etc" "$new/lib"
+    chmod -R go+rX "$new"
+    rm -rf "$folder"
+    mv "$new" "$folder"
+}
+
+make_tools
+exec {lock}>"$root/.tools/lock"
+flock "$lock"
+for name; do
+    folder=$(readlink -f "$root/.tools")/$name
+    new=$folder.new
+    [ ! -x "$folder/run" ] || continue
+    if ! have apt-get; then
+        PATH=$PATH:/usr/sbin have "$name" || die "$name is fetched by apt-get, which is missing here" \
+            "install it so that it is in the PATH"
+        continue
+    fi
+    step "fetching $name into .tools (nothing is installed)" fetch
+done

@@ -5,16 +5,18 @@
 # STAGE="..."         check: only these stages (lint policy regress isolation server)
 # FEATURES=...        check: cargo features on top, such as test-entries
 # ACCEPT=1            check-regress, check-isolation: take what comes out as what is expected
+# CORE_SOURCE=...     check-core: the source tree of the server, instead of fetching it
+# SQLSMITH_QUERIES=N  check-server: more random queries than 500
 # ROLE=...            psql: the role to connect as
 
 PG_CONFIG ?= pg_config
 ROLE ?= helpdesk_anna
-export PG TEST_PG_CONFIG STAGE FEATURES PROFILE ACCEPT DESTDIR
+export PG TEST_PG_CONFIG STAGE FEATURES PROFILE ACCEPT DESTDIR CORE_SOURCE SQLSMITH_QUERIES
 
 SHELL = /bin/bash
 
-.PHONY: help setup demo psql check check-lint check-policy check-regress check-isolation check-server bench dev build \
-	install uninstall clean
+.PHONY: help setup demo psql check check-lint check-policy check-regress check-isolation check-server check-core bench \
+	dev build install uninstall clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -42,6 +44,9 @@ check-isolation: ## two sessions at once: tests/isolation
 
 check-server: ## tests that start, stop and kill servers: tests/server
 	@STAGE=server scripts/check.sh
+
+check-core: ## Postgres' own regression suite with the extension preloaded; not part of check
+	@scripts/check-core.sh
 
 bench: ## what it costs
 	@scripts/setup.sh

@@ -20,17 +20,22 @@ build_modules() {
     local flags name
     read -r -a flags <<<"$("$pg_config" --cppflags)"
     for name in src/test/regress/regress contrib/spi/refint contrib/spi/autoinc; do
-        cc -O1 -fPIC -shared -w "${flags[@]}" -I"$("$pg_config" --includedir-server)" \
+        # As contrib's own Makefile has it, for the suite.
+        cc -O1 -fPIC -shared -w -DREFINT_VERBOSE "${flags[@]}" -I"$("$pg_config" --includedir-server)" \
             -o "$scratch/lib/${name##*/}.so" "$CORE_SOURCE/$name.c"
     done
 }
 
-# The suite, expecting what the patches say.
 copy_suite() {
-    local patch name
+    local name
     for name in sql expected data parallel_schedule resultmap; do
         cp -R "$CORE_SOURCE/src/test/regress/$name" "$scratch/suite/"
     done
+}
+
+# Then the suite expects what the patches say.
+apply_patches() {
+    local patch
     cd "$scratch/suite"
     for patch in "$root"/tests/core/*.patch; do
         [ -e "$patch" ] || continue
@@ -46,14 +51,13 @@ install_library() {
     scripts/install.sh "${flags[@]}"
 }
 
-# run NAME WORDS: one run of the suite, on a cluster of its own, with the settings on standard input.
-run() {
-    local name=$1 words=$2 out=$scratch/$1 status=0 start
-    start=$(clock)
+# suite NAME: one run on a cluster of its own, with the settings on standard input. Answers are in $scratch/NAME.
+suite() {
+    local name=$1 out=$scratch/$1 status=0
     mkdir "$out"
     { cat; echo 'max_prepared_transactions = 2'; } >"$out/settings"
-    cluster_create "$out/settings"
-    cluster_start
+    # The caller goes by the suite's own outcome.
+    { cluster_create "$out/settings" && cluster_start; } || die "the cluster did not start"
     [ ! -f "$scratch/$name.sql" ] || run_psql -q -d template1 -f "$scratch/$name.sql"
     chmod 755 "$scratch"
     [ "$(id -u)" -ne 0 ] || chown -R "$(id -u "$account")" "$out"
@@ -61,19 +65,42 @@ run() {
     as_server "$pgxs_tests/regress/pg_regress" --bindir="$bindir" --host="$PGHOST" --port="$PGPORT" --user="$PGUSER" \
         --dbname=regression --inputdir="$scratch/suite" --outputdir="$out" --dlpath="$scratch/lib" \
         --max-concurrent-tests=20 --schedule="$scratch/suite/parallel_schedule" >"$out/said" 2>&1 || status=$?
-    say "  $words: $(sed -nE 's/^ *((All )?[0-9]+ (of [0-9]+ )?tests (passed|failed)).*/\1/p' "$out/said"), $(since "$start")"
-    if [ "$status" -ne 0 ]; then
+    cp "$cluster/log" "$out/log"
+    cluster_remove
+    return "$status"
+}
+
+# A suite of another version knows some answers that have changed since. Those that the server gives without the
+# extension take their place.
+learn_answers() {
+    local name
+    suite without <<<"shared_preload_libraries = ''" && return
+    while read -r name; do
+        rm -f "$scratch/suite/expected/$name"_[0-9].out
+        cp "$scratch/without/results/$name.out" "$scratch/suite/expected/"
+        say "  $name differs without the extension as well"
+    done < <(sed -nE 's/^(test)? *([a-z0-9_]+) +\.\.\. FAILED.*/\2/p' "$scratch/without/said")
+}
+
+# run NAME WORDS: a run that counts.
+run() {
+    local out=$scratch/$1 words=$2 start
+    start=$(clock)
+    if suite "$1"; then
+        say "  $words: $(answer), $(since "$start")"
+    else
         failed=1
-        grep -E 'FAILED|failed' "$out/said" | sed 's/^ */    /' || tail -20 "$out/said"
+        say "  $words: $(answer), $(since "$start")"
+        grep -F 'FAILED' "$out/said" | sed 's/^ */    /' || tail -20 "$out/said"
         [ ! -s "$out/regression.diffs" ] || sed 's/^/    | /' "$out/regression.diffs" | head -400
     fi
-    if grep -E 'was terminated by signal|PANIC:|TRAP:' "$cluster/log"; then
+    if grep -E 'was terminated by signal|PANIC:|TRAP:' "$out/log"; then
         failed=1
         say "  the server crashed"
     fi
-    [ -z "${RESULTS:-}" ] || { mkdir -p "$RESULTS" && cp -R "$out" "$cluster/log" "$RESULTS/"; }
-    cluster_remove
 }
+
+answer() { sed -nE 's/^ *((All )?[0-9]+ (of [0-9]+ )?tests (passed|failed)).*/\1/p' "$out/said"; }
 
 scripts/setup.sh
 use_postgres
@@ -85,12 +112,20 @@ mkdir "$scratch/lib" "$scratch/suite"
 say "core: the regression suite$(sed 's/^/ of /' "$CORE_SOURCE/version" 2>/dev/null) on $("$pg_config" --version)"
 step "building and installing" install_library
 step "building the suite's modules" build_modules
-step "applying tests/core" copy_suite
+step "copying the suite" copy_suite
+if ! "$pg_config" --version | grep -qwF "$(cat "$CORE_SOURCE/version" 2>/dev/null || "$pg_config" --version)"; then
+    learn_answers
+fi
+step "applying tests/core" apply_patches
 
 run preloaded "preloaded, in no database" <<<''
 # Everything passes through the audit.
 echo 'CREATE EXTENSION impersonate' >"$scratch/recorded.sql"
 run recorded "in every database, every statement recorded" <<<'impersonate.audit_statements = all'
 
+if [ -n "${RESULTS:-}" ]; then
+    mkdir -p "$RESULTS"
+    cp -R "$scratch"/. "$RESULTS/"
+fi
 say "$(since "$begun")"
 exit "$failed"

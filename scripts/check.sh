@@ -220,6 +220,8 @@ SQL
 
 stage_server() {
     begin server "servers that are started, stopped and killed"
+    # Where they cannot be had, their tests fail and say so.
+    scripts/fetch-tools.sh pgbouncer sqlsmith || true
     install_library && IMPERSONATE_FEATURES=$FEATURES cargo_tests $SERVER_LIMIT --package impersonate-server-tests
     finish
 }

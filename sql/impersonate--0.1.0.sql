@@ -23,30 +23,33 @@ COMMENT ON SCHEMA impersonate IS 'who may act as whom, who does now, and what wa
 CREATE SEQUENCE impersonate.grant_id_seq;
 
 CREATE TABLE impersonate.set_user_grant (
-    grant_id     bigint      NOT NULL DEFAULT nextval('impersonate.grant_id_seq') PRIMARY KEY,
+    grant_id     bigint      NOT NULL DEFAULT nextval('impersonate.grant_id_seq'),
     grantee      regrole     NOT NULL,
     scope        text        NOT NULL CHECK (scope IN ('users', 'any', 'any with roles')),
-    roles        regrole[]   NOT NULL DEFAULT '{}',
+    role         regrole     NOT NULL,
     admin        text        NOT NULL DEFAULT 'none' CHECK (admin IN ('none', 'option', 'only')),
     grantor      regrole     NOT NULL,
     as_superuser boolean     NOT NULL,
     granted_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     stamps       text[]      NOT NULL DEFAULT '{}',
+    PRIMARY KEY (grant_id, role),
     CHECK (scope = 'any' OR admin = 'none'),
-    CHECK ((scope = 'any') = (roles = '{}'))
+    CHECK ((scope = 'any') = (role::oid = 0))
 );
-CREATE UNIQUE INDEX set_user_grant_grantee ON impersonate.set_user_grant (grantee, scope, grantor);
+CREATE UNIQUE INDEX set_user_grant_grantee ON impersonate.set_user_grant (grantee, scope, role, grantor);
 ALTER SEQUENCE impersonate.grant_id_seq OWNED BY impersonate.set_user_grant.grant_id;
 REVOKE ALL ON impersonate.set_user_grant FROM PUBLIC;
 
 COMMENT ON TABLE impersonate.set_user_grant IS
     'SET USER rights as stored; written by GRANT and REVOKE alone. Read impersonate.grants instead';
-COMMENT ON COLUMN impersonate.set_user_grant.roles IS
-    'scope users: the roles that may be acted as; scope any with roles: the roles a target may be made of';
+COMMENT ON COLUMN impersonate.set_user_grant.grant_id IS 'the right; one with a list has a row for each role on it';
+COMMENT ON COLUMN impersonate.set_user_grant.role IS
+    'scope users: a role that may be acted as; any with roles: a role that a target may be made of; any: none';
+COMMENT ON COLUMN impersonate.set_user_grant.grantor IS 'none when a superuser granted it who is gone since';
 COMMENT ON COLUMN impersonate.set_user_grant.as_superuser IS
     'granted by a superuser: does not hang on the grantor''s own admin option';
 COMMENT ON COLUMN impersonate.set_user_grant.stamps IS
-    'identity stamps of grantee, grantor and roles, in this order; a dropped role''s stamp never comes back';
+    'identity stamps of grantee, grantor and role, in this order; a dropped role''s stamp never comes back';
 
 CREATE FUNCTION impersonate.stamp_grant() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'stamp_grant_wrapper';
@@ -55,7 +58,14 @@ COMMENT ON FUNCTION impersonate.stamp_grant() IS
 CREATE TRIGGER stamp BEFORE INSERT ON impersonate.set_user_grant
     FOR EACH ROW EXECUTE FUNCTION impersonate.stamp_grant();
 
-SELECT pg_catalog.pg_extension_config_dump('impersonate.set_user_grant', '');
+-- A role that was dropped from another database is still named here, by a number that may be somebody else's where the
+-- dump goes.
+CREATE FUNCTION impersonate.grant_lives(impersonate.set_user_grant) RETURNS boolean
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'grant_lives_wrapper';
+COMMENT ON FUNCTION impersonate.grant_lives(impersonate.set_user_grant) IS
+    'whether the roles of a stored right still exist; pg_dump takes no other';
+SELECT pg_catalog.pg_extension_config_dump('impersonate.set_user_grant',
+    'WHERE impersonate.grant_lives(set_user_grant)');
 SELECT pg_catalog.pg_extension_config_dump('impersonate.grant_id_seq', '');
 
 CREATE FUNCTION impersonate.live_grants(

@@ -252,12 +252,12 @@ fn explain_setuser(
 ) -> TableIterator<
     'static,
     (
-        name!(criterion, String),
-        name!(subject, String),
-        name!(required, String),
-        name!(held, String),
+        name!(criterion, Vec<u8>),
+        name!(subject, Vec<u8>),
+        name!(required, Vec<u8>),
+        name!(held, Vec<u8>),
         name!(ok, bool),
-        name!(remedy, Option<String>),
+        name!(remedy, Option<Vec<u8>>),
     ),
 > {
     let (Some(target), Some(impersonator)) = (target, impersonator) else { return TableIterator::new(Vec::new()) };
@@ -267,7 +267,15 @@ fn explain_setuser(
         .iter()
         .map(|condition| {
             let row = condition.render(&catalogs);
-            (row.criterion.to_owned(), row.subject, row.required, row.held, row.ok, row.remedy)
+            let text = |text: String| identity::to_server(&text);
+            (
+                row.criterion.as_bytes().to_vec(),
+                text(row.subject),
+                text(row.required),
+                text(row.held),
+                row.ok,
+                row.remedy.map(text),
+            )
         })
         .collect();
     TableIterator::new(rows)
@@ -358,17 +366,19 @@ fn live_grants() -> TableIterator<
         name!(scope, String),
         name!(roles, Vec<Oid>),
         name!(admin, String),
-        name!(grantor, Oid),
+        name!(grantor, Option<Oid>),
         name!(as_superuser, bool),
         name!(granted_at, TimestampWithTimeZone),
     ),
 > {
     let rows: Vec<_> = rights::Reader::open()
-        .live_rows()
+        .live()
         .into_iter()
-        .filter_map(|row| {
+        .filter_map(|right| {
+            let row = right.row;
             let granted_at = identity::timestamp(row.granted_at)?;
-            Some((row.id, row.grantee, row.scope, row.roles, row.admin, row.grantor, row.as_superuser, granted_at))
+            let grantor = (row.grantor != Oid::INVALID).then_some(row.grantor);
+            Some((row.id, row.grantee, row.scope, right.roles, row.admin, grantor, row.as_superuser, granted_at))
         })
         .collect();
     TableIterator::new(rows)

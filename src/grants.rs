@@ -163,6 +163,7 @@ pub fn give(grantees: Vec<RoleId>, scope: Scope, admin: Admin, grantor: Oid) {
     refuse_while_impersonating();
     let catalogs = Catalogs::default();
     store::lock_rights();
+    store::tidy();
     let existing = catalogs.all_rights();
     let request = GrantRequest {
         grantees,
@@ -184,6 +185,7 @@ pub fn take(request: &RevokeRequest, revoker: Oid) {
     refuse_while_impersonating();
     let catalogs = Catalogs::default();
     store::lock_rights();
+    store::tidy();
     let existing = catalogs.all_rights();
     if !policy::may_grant(&catalogs, role_id(revoker)) {
         let error = GrantError::MayNotGrant { grantor: role_id(revoker) };
@@ -333,7 +335,7 @@ fn push(event: &Event) {
 
 /// G7: takes away what is left of rights whose roles are gone.
 pub fn forget_the_dead() {
-    store::delete_dead();
+    store::tidy();
 }
 
 /// G7: a role named like a privilege would make GRANT ambiguous.

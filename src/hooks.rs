@@ -7,6 +7,7 @@ use crate::{audit, grants, session, settings, statements};
 
 /// For `pg/trampoline.rs`.
 pub static HANDLERS: Handlers = Handlers {
+    bare_call: session::refuse_shadow,
     check: session::check,
     begun: statements::begun,
     rows: statements::rows,

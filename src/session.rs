@@ -537,6 +537,18 @@ pub fn discard() {
     end(Cause::Discard, None);
 }
 
+/// S1: what looks like a switch is one.
+pub fn refuse_shadow(function: Oid) {
+    if crate::pg::portal::shadows_setuser(function) {
+        raise(&Refusal {
+            sqlstate: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            message: "a function in the search path hides pg_catalog.setuser()".to_owned(),
+            detail: None,
+            hint: Some("Use SELECT pg_catalog.setuser(...), or RESET search_path first.".to_owned()),
+        });
+    }
+}
+
 /// Raises a refusal as an error.
 pub fn raise(refusal: &Refusal) -> ! {
     let mut report = pgrx::pg_sys::panic::ErrorReport::new(refusal.sqlstate, refusal.message.clone(), "");

@@ -10,8 +10,9 @@
 //! - SIGKILL, and any crash, makes the postmaster end all and lay out shared memory anew: the queue is empty then. What
 //!   became of the events in it is a question of WAL order (SPEC L5), not of this file.
 //!
-//! Numbers and hashes go on from the table's newest row, read at the start and again after every error. Only one writer
-//! of a database exists at a time (see `queue`), and it commits before it leaves.
+//! Numbers and hashes go on from the table's newest row, read at the start and again after every error but those that
+//! others cause (a cancel, a lock). Only one writer of a database exists at a time (see `queue`), and it commits before
+//! it leaves.
 //!
 //! # Errors
 //! The writer survives them: it rolls back, remembers the error in the lane for those who wait, pauses, and tries again,
@@ -190,6 +191,8 @@ struct Writer {
     scratch: Vec<u8>,
     /// Number and hash of the newest row in the table, once they are known.
     newest: Option<(i64, Hash)>,
+    /// Events of the next transaction, at most.
+    batch: usize,
     /// How carefully the next event is stored.
     care: Care,
     /// Events that are stored alone from here on, until the one that was refused must have come.
@@ -227,6 +230,7 @@ impl Writer {
             store: Store::new(&TARGET),
             scratch: Vec::new(),
             newest: None,
+            batch: BATCH_EVENTS,
             care: Care::Usual,
             alone_left: 0,
             failures: 0,
@@ -313,7 +317,7 @@ impl Writer {
                 None => (0, chain::START),
             });
         let care = self.care;
-        let limit = if care == Care::Usual { BATCH_EVENTS } else { 1 };
+        let limit = if care == Care::Usual { self.batch } else { 1 };
         let database = worker::my_database_name();
         let batch = open.batch(limit);
         let mut builder = RowBuilder {
@@ -351,6 +355,7 @@ impl Writer {
 
     /// Something was stored.
     fn calm_down(&mut self) {
+        self.batch = (self.batch * 2).min(BATCH_EVENTS);
         self.alone_left = self.alone_left.saturating_sub(1);
         if self.care != Care::Alone || self.alone_left == 0 {
             self.care = Care::Usual;
@@ -404,16 +409,21 @@ impl Writer {
 
     /// Takes note of a failure, and pauses.
     fn note(&mut self, failure: Failure) {
-        self.store.forget();
-        self.newest = None;
-        self.scratch = Vec::new();
+        // Cancelled, lock timeout, deadlock: others are in the way, and the writer is fine.
+        let excused = matches!(&failure.sqlstate, b"57014" | b"55P03" | b"40P01");
+        if excused {
+            // So that not even an incessant cancelling keeps it from getting on.
+            self.batch = (self.batch / 4).max(1);
+        } else {
+            self.store.forget();
+            self.newest = None;
+            self.scratch = Vec::new();
+        }
         if failure.sqlstate.starts_with(b"22") && self.care != Care::Without && !self.lane.is_empty() {
             self.take_care();
             log(&failure, "trying again with more care");
             return;
         }
-        // Cancelled, lock timeout, deadlock: others are in the way, and the writer is fine.
-        let excused = matches!(&failure.sqlstate, b"57014" | b"55P03" | b"40P01");
         self.failures = self.failures.saturating_add(1);
         if !excused {
             log(&failure, "events are kept");

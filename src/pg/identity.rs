@@ -166,3 +166,32 @@ pub fn client_message<'a>() -> &'a [u8] {
         }
     }
 }
+
+/// Text of the server's encoding as Rust wants it.
+pub fn to_utf8(text: &[u8]) -> String {
+    // SAFETY: converts `text.len()` bytes; returns its argument where there is nothing to convert, else a palloc'ed string.
+    let converted = unsafe {
+        let converted =
+            pg_sys::pg_server_to_any(text.as_ptr().cast(), text.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
+        if converted.is_null() || std::ptr::eq(converted.cast_const().cast(), text.as_ptr()) {
+            None
+        } else {
+            Some(CStr::from_ptr(converted).to_bytes())
+        }
+    };
+    String::from_utf8_lossy(converted.unwrap_or(text)).into_owned()
+}
+
+/// The way back; raises for what the server's encoding has no character for.
+pub fn to_server(text: &str) -> Vec<u8> {
+    // SAFETY: as above.
+    unsafe {
+        let converted =
+            pg_sys::pg_any_to_server(text.as_ptr().cast(), text.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
+        if converted.is_null() || std::ptr::eq(converted.cast_const().cast(), text.as_ptr()) {
+            text.as_bytes().to_vec()
+        } else {
+            CStr::from_ptr(converted).to_bytes().to_vec()
+        }
+    }
+}

@@ -9,11 +9,11 @@ use pgrx::pg_sys::{self, NodeTag};
 
 const MARK: i32 = i32::MIN + 0x1517;
 
-/// Marks the query if all it does is call one function with constants or parameters.
+/// Marks the query if all it does is call one function with constants or parameters, and says which; else InvalidOid.
 ///
 /// # Safety
 /// `query` is what the planner was given; it may be scribbled on.
-pub unsafe fn mark_bare_call(query: *mut pg_sys::Query) {
+pub unsafe fn mark_bare_call(query: *mut pg_sys::Query) -> pg_sys::Oid {
     // SAFETY: the caller's promise; each node is tested for its tag before it is read as that node.
     unsafe {
         let q = &*query;
@@ -37,20 +37,34 @@ pub unsafe fn mark_bare_call(query: *mut pg_sys::Query) {
             && !q.hasSubLinks
             && (q.jointree.is_null() || ((*q.jointree).fromlist.is_null() && (*q.jointree).quals.is_null()));
         if !bare || q.targetList.is_null() || (*q.targetList).length != 1 {
-            return;
+            return pg_sys::Oid::INVALID;
         }
-        let Some(entry) = list_pointers(q.targetList).next() else { return };
+        let Some(entry) = list_pointers(q.targetList).next() else { return pg_sys::Oid::INVALID };
         let expression = (*entry.cast::<pg_sys::TargetEntry>()).expr;
         if tag(expression) != Some(NodeTag::T_FuncExpr) {
-            return;
+            return pg_sys::Oid::INVALID;
         }
         let call = expression.cast::<pg_sys::FuncExpr>();
         let plain = u32::from((*call).funcid) >= pg_sys::FirstNormalObjectId
             && (*call).funcformat == pg_sys::CoercionForm::COERCE_EXPLICIT_CALL
             && list_pointers((*call).args).all(|argument| is_plain(argument.cast()));
-        if plain {
-            (*call).location = MARK;
+        if !plain {
+            return pg_sys::Oid::INVALID;
         }
+        (*call).location = MARK;
+        (*call).funcid
+    }
+}
+
+/// Whether a function has setuser()'s name and isn't it: found first by a search path that names pg_catalog later, it
+/// would give the answer that a switch gives (S1). A catalog look-up.
+pub fn shadows_setuser(function: pg_sys::Oid) -> bool {
+    // SAFETY: look-ups that give null and InvalidOid for what isn't there; the name is palloc'ed.
+    unsafe {
+        let name = pg_sys::get_func_name(function);
+        !name.is_null()
+            && std::ffi::CStr::from_ptr(name) == c"setuser"
+            && pg_sys::get_func_namespace(function) != pg_sys::Oid::from(pg_sys::PG_CATALOG_NAMESPACE)
     }
 }
 

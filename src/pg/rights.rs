@@ -6,6 +6,7 @@
 
 use pgrx::pg_sys::{self, Oid};
 use pgrx::{pg_guard, FromDatum};
+use std::collections::BTreeMap;
 use std::ffi::{c_char, CStr, CString};
 
 /// The label provider's name.
@@ -13,44 +14,60 @@ pub const PROVIDER: &CStr = c"impersonate";
 
 const COLUMNS: usize = 9;
 
-/// A row of the rights table.
+/// A row of the rights table: a right, or one role of a right's list.
+#[derive(Clone)]
 pub struct Row {
     pub id: i64,
     pub grantee: Oid,
     pub scope: String,
-    pub roles: Vec<Oid>,
+    /// InvalidOid for scope any.
+    pub role: Oid,
     pub admin: String,
+    /// InvalidOid for a superuser who is gone.
     pub grantor: Oid,
     pub as_superuser: bool,
     pub granted_at: pg_sys::TimestampTz,
-    /// Of grantee, grantor and roles.
+    /// Of grantee, grantor and role.
     pub stamps: Vec<String>,
 }
 
 impl Row {
-    /// What still lives of the right: None when its grantee is gone, or its grantor (unless it was a superuser, on
-    /// whose admin option nothing hangs), or the last of its list.
-    pub fn live(mut self) -> Option<Row> {
-        let stamped = |role: Oid, stamp: Option<&String>| stamp.is_some() && stamp_of(role).as_ref() == stamp;
-        let grantor_lives = self.as_superuser || stamped(self.grantor, self.stamps.get(1));
-        if !stamped(self.grantee, self.stamps.first()) || !grantor_lives {
-            return None;
-        }
-        if self.scope != "any" {
-            let stamps = std::mem::take(&mut self.stamps);
-            let listed = self.roles.iter().zip(stamps.iter().skip(2));
-            let (roles, kept): (Vec<Oid>, Vec<String>) = listed
-                .filter(|(&role, stamp)| stamped(role, Some(stamp)))
-                .map(|(&role, stamp)| (role, stamp.clone()))
-                .unzip();
-            if roles.is_empty() {
-                return None;
-            }
-            self.roles = roles;
-            self.stamps = stamps.into_iter().take(2).chain(kept).collect();
-        }
-        Some(self)
+    fn bears(&self, role: Oid, place: usize) -> bool {
+        self.stamps.get(place).is_some_and(|stamp| stamp_of(role).as_ref() == Some(stamp))
     }
+
+    /// Whether the grantor is the role that granted it.
+    pub fn has_grantor(&self) -> bool {
+        self.bears(self.grantor, 1)
+    }
+
+    /// Whether it counts: its grantee exists, the role on its list, and its grantor, unless that was a superuser, on
+    /// whose admin option nothing hangs.
+    pub fn lives(&self) -> bool {
+        self.bears(self.grantee, 0)
+            && (self.as_superuser || self.has_grantor())
+            && (self.role == Oid::INVALID || self.bears(self.role, 2))
+    }
+}
+
+/// A right put together from its rows.
+pub struct Stored {
+    /// Its first row; what is not of the list is the same in all of them.
+    pub row: Row,
+    pub roles: Vec<Oid>,
+}
+
+/// Puts rows together, in the order of their ids.
+fn gathered(rows: Vec<Row>) -> Vec<Stored> {
+    let mut rights: BTreeMap<i64, Stored> = BTreeMap::new();
+    for mut row in rows {
+        if !row.has_grantor() {
+            row.grantor = Oid::INVALID;
+        }
+        let listed = (row.role != Oid::INVALID).then_some(row.role);
+        rights.entry(row.id).or_insert_with(|| Stored { row, roles: Vec::new() }).roles.extend(listed);
+    }
+    rights.into_values().collect()
 }
 
 /// The OID of the extension's table `name` in this database; None where the extension isn't created.
@@ -92,12 +109,16 @@ impl Reader {
 
     /// The live rights granted directly to `grantee`.
     pub fn of(&self, grantee: Oid) -> Vec<impersonate_policy::Right> {
-        self.rows(Some(grantee)).into_iter().filter_map(Row::live).filter_map(|row| right(&row)).collect()
+        self.gather(Some(grantee)).iter().filter_map(right).collect()
     }
 
-    /// All live rows.
-    pub fn live_rows(&self) -> Vec<Row> {
-        self.rows(None).into_iter().filter_map(Row::live).collect()
+    /// All live rights.
+    pub fn live(&self) -> Vec<Stored> {
+        self.gather(None)
+    }
+
+    fn gather(&self, grantee: Option<Oid>) -> Vec<Stored> {
+        gathered(self.rows(grantee).into_iter().filter(Row::lives).collect())
     }
 
     /// All rows, or those of one grantee: the latest committed ones and this transaction's own.
@@ -156,7 +177,7 @@ pub(super) unsafe fn row(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc
             id: i64::from_datum(values[0], nulls[0])?,
             grantee: Oid::from_datum(values[1], nulls[1])?,
             scope: String::from_datum(values[2], nulls[2])?,
-            roles: Vec::<Oid>::from_datum(values[3], nulls[3])?,
+            role: Oid::from_datum(values[3], nulls[3])?,
             admin: String::from_datum(values[4], nulls[4])?,
             grantor: Oid::from_datum(values[5], nulls[5])?,
             as_superuser: bool::from_datum(values[6], nulls[6])?,
@@ -166,22 +187,15 @@ pub(super) unsafe fn row(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc
     }
 }
 
-/// A row as the policy's value.
-pub fn right(row: &Row) -> Option<impersonate_policy::Right> {
+/// A right as the policy's value.
+pub fn right(stored: &Stored) -> Option<impersonate_policy::Right> {
     use super::roles::role_id;
-    use impersonate_policy::{Admin, Scope};
-    let roles = || row.roles.iter().map(|&role| role_id(role)).collect();
-    let scope = match row.scope.as_str() {
-        "users" => Scope::Users(roles()),
-        "any" => Scope::Any,
-        "any with roles" => Scope::AnyWithRoles(roles()),
-        _ => return None,
-    };
+    let (row, roles) = (&stored.row, stored.roles.iter().map(|&role| role_id(role)).collect());
     Some(impersonate_policy::Right {
         id: row.id,
         grantee: role_id(row.grantee),
-        scope,
-        admin: Admin::parse(&row.admin)?,
+        scope: impersonate_policy::Scope::parse(&row.scope, roles)?,
+        admin: impersonate_policy::Admin::parse(&row.admin)?,
         grantor: role_id(row.grantor),
         as_superuser: row.as_superuser,
     })
@@ -193,6 +207,9 @@ fn address(role: Oid) -> pg_sys::ObjectAddress {
 
 /// The stamp that a role bears, if it bears one.
 pub fn stamp_of(role: Oid) -> Option<String> {
+    if role == Oid::INVALID {
+        return None;
+    }
     let address = address(role);
     // SAFETY: reads a shared catalog; the answer is palloc'ed.
     unsafe {

@@ -126,7 +126,7 @@ impl Catalogs {
 impl Catalogs {
     /// Every live right of this database.
     pub fn all_rights(&self) -> Vec<policy::Right> {
-        rights::Reader::open().live_rows().iter().filter_map(rights::right).collect()
+        rights::Reader::open().live().iter().filter_map(rights::right).collect()
     }
 }
 
@@ -155,7 +155,7 @@ impl policy::World for Catalogs {
     fn name(&self, role: RoleId) -> String {
         identity::role_name(role_oid(role)).map_or_else(
             || role.0.to_string(),
-            |name| String::from_utf8_lossy(&name).into_owned(),
+            |name| identity::to_utf8(&name),
         )
     }
 }

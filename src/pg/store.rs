@@ -3,9 +3,9 @@
 //! Whoever grants needs no privilege on the table: the statements here run as the bootstrap superuser, with a search
 //! path on which nobody else's operators or functions are.
 
-use super::rights::{self, Reader};
+use super::rights::{self, Reader, Row};
 use super::roles::role_oid;
-use impersonate_policy::{Change, RoleId, Scope};
+use impersonate_policy::{Admin, Change, NewRight, Scope};
 use pgrx::pg_sys::{self, Oid};
 use pgrx::spi::Spi;
 use pgrx::{ereport, PgLogLevel, PgSqlErrorCode};
@@ -75,25 +75,25 @@ fn run(statement: &str, arguments: &[pgrx::datum::DatumWithOid]) {
     }
 }
 
-fn oids(roles: &[RoleId]) -> Vec<Oid> {
-    roles.iter().map(|&role| role_oid(role)).collect()
+fn stamp(role: Oid) -> String {
+    rights::stamp(role).unwrap_or_else(|| {
+        ereport!(
+            PgLogLevel::ERROR,
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("role with OID {} does not exist", u32::from(role))
+        );
+        unreachable!("an error does not return")
+    })
 }
 
-fn stamps(grantee: Oid, grantor: Oid, roles: &[Oid]) -> Vec<String> {
-    [grantee, grantor]
-        .iter()
-        .chain(roles)
-        .map(|&role| {
-            rights::stamp(role).unwrap_or_else(|| {
-                ereport!(
-                    PgLogLevel::ERROR,
-                    PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-                    format!("role with OID {} does not exist", u32::from(role))
-                );
-                unreachable!("an error does not return")
-            })
-        })
-        .collect()
+/// InvalidOid reaches SQL as NULL, hence the COALESCEs below.
+///
+/// The list of a scope, with the stamps of its roles; scope any has one entry without a role.
+fn entries(scope: &Scope) -> Vec<(Oid, Option<String>)> {
+    match scope {
+        Scope::Any => vec![(Oid::INVALID, None)],
+        listed => listed.roles().iter().map(|&role| (role_oid(role), Some(stamp(role_oid(role))))).collect(),
+    }
 }
 
 /// Does the changes that a GRANT or REVOKE comes to.
@@ -101,50 +101,15 @@ pub fn apply(changes: &[Change]) {
     if changes.is_empty() {
         return;
     }
-    let stored = Reader::open().live_rows();
+    let stored = Reader::open().live();
     as_superuser(|| {
         for change in changes {
             match change {
-                Change::Insert(new) => {
-                    let (grantee, grantor) = (role_oid(new.grantee), role_oid(new.grantor));
-                    let roles = oids(new.scope.roles());
-                    // What is left of a dead right of the same roles' OIDs would be in the way.
-                    run(
-                        "DELETE FROM impersonate.set_user_grant WHERE grantee::oid = $1 AND scope = $2 AND grantor::oid = $3",
-                        &[grantee.into(), new.scope.as_str().into(), grantor.into()],
-                    );
-                    run(
-                        "INSERT INTO impersonate.set_user_grant (grantee, scope, roles, admin, grantor, as_superuser, stamps)
-                         VALUES ($1, $2, $3::oid[]::regrole[], $4, $5, $6, $7)",
-                        &[
-                            grantee.into(),
-                            new.scope.as_str().into(),
-                            roles.clone().into(),
-                            new.admin.as_str().into(),
-                            grantor.into(),
-                            new.as_superuser.into(),
-                            stamps(grantee, grantor, &roles).into(),
-                        ],
-                    );
-                }
+                Change::Insert(new) => insert(new),
                 Change::Update { id, scope, admin, as_superuser } => {
-                    let Some(row) = stored.iter().find(|row| row.id == *id) else { continue };
-                    let roles = oids(match scope {
-                        Scope::Any => &[],
-                        listed => listed.roles(),
-                    });
-                    run(
-                        "UPDATE impersonate.set_user_grant
-                            SET roles = $2::oid[]::regrole[], admin = $3, as_superuser = $4, stamps = $5
-                          WHERE grant_id = $1",
-                        &[
-                            (*id).into(),
-                            roles.clone().into(),
-                            admin.as_str().into(),
-                            (*as_superuser).into(),
-                            stamps(row.grantee, row.grantor, &roles).into(),
-                        ],
-                    );
+                    if let Some(right) = stored.iter().find(|right| right.row.id == *id) {
+                        update(&right.row, scope, *admin, *as_superuser);
+                    }
                 }
                 Change::Delete { id } => {
                     run("DELETE FROM impersonate.set_user_grant WHERE grant_id = $1", &[(*id).into()]);
@@ -156,17 +121,80 @@ pub fn apply(changes: &[Change]) {
     unsafe { pg_sys::CommandCounterIncrement() };
 }
 
-/// Deletes rows of which nothing lives, in this database.
-pub fn delete_dead() {
-    let dead: Vec<i64> = Reader::open()
-        .rows(None)
-        .into_iter()
-        .filter_map(|row| {
-            let id = row.id;
-            row.live().is_none().then_some(id)
-        })
-        .collect();
-    if !dead.is_empty() {
-        as_superuser(|| run("DELETE FROM impersonate.set_user_grant WHERE grant_id = ANY ($1)", &[dead.into()]));
+fn insert(new: &NewRight) {
+    let (grantee, grantor) = (role_oid(new.grantee), role_oid(new.grantor));
+    let id = match Spi::get_one::<i64>("SELECT pg_catalog.nextval('impersonate.grant_id_seq')") {
+        Ok(Some(id)) => id,
+        _ => return,
+    };
+    let (of_grantee, of_grantor) = (stamp(grantee), stamp(grantor));
+    for (role, of_role) in entries(&new.scope) {
+        let stamps: Vec<String> = [of_grantee.clone(), of_grantor.clone()].into_iter().chain(of_role).collect();
+        run(
+            "INSERT INTO impersonate.set_user_grant
+                    (grant_id, grantee, scope, role, admin, grantor, as_superuser, stamps)
+             VALUES ($1, $2, $3, COALESCE($4, 0), $5, $6, $7, $8)",
+            &[
+                id.into(),
+                grantee.into(),
+                new.scope.as_str().into(),
+                role.into(),
+                new.admin.as_str().into(),
+                grantor.into(),
+                new.as_superuser.into(),
+                stamps.into(),
+            ],
+        );
     }
+}
+
+fn update(row: &Row, scope: &Scope, admin: Admin, as_superuser: bool) {
+    let entries = entries(scope);
+    let listed: Vec<Oid> = entries.iter().map(|(role, _)| *role).collect();
+    run(
+        "DELETE FROM impersonate.set_user_grant WHERE grant_id = $1 AND NOT role::oid = ANY ($2)",
+        &[row.id.into(), listed.into()],
+    );
+    run(
+        "UPDATE impersonate.set_user_grant SET admin = $2, as_superuser = $3 WHERE grant_id = $1",
+        &[row.id.into(), admin.as_str().into(), as_superuser.into()],
+    );
+    for (role, of_role) in entries {
+        let stamps: Vec<String> = row.stamps.iter().take(2).cloned().chain(of_role).collect();
+        run(
+            "INSERT INTO impersonate.set_user_grant
+                    (grant_id, grantee, scope, role, admin, grantor, as_superuser, granted_at, stamps)
+             SELECT grant_id, grantee, scope, COALESCE($2, 0), admin, grantor, as_superuser, granted_at, $3
+               FROM impersonate.set_user_grant WHERE grant_id = $1
+                AND NOT EXISTS (SELECT FROM impersonate.set_user_grant WHERE grant_id = $1 AND role::oid = COALESCE($2, 0))
+              LIMIT 1",
+            &[row.id.into(), role.into(), stamps.into()],
+        );
+    }
+}
+
+/// Deletes what doesn't live, and forgets superusers who are gone, so that a role with the OID of one gets no say.
+pub fn tidy() {
+    let (mut dead, mut orphans) = (Vec::new(), Vec::new());
+    for row in Reader::open().rows(None) {
+        if !row.lives() {
+            dead.push((row.id, row.role));
+        } else if row.grantor != Oid::INVALID && !row.has_grantor() {
+            orphans.push(row.id);
+        }
+    }
+    if dead.is_empty() && orphans.is_empty() {
+        return;
+    }
+    as_superuser(|| {
+        for (id, role) in dead {
+            run(
+                "DELETE FROM impersonate.set_user_grant WHERE grant_id = $1 AND role::oid = COALESCE($2, 0)",
+                &[id.into(), role.into()],
+            );
+        }
+        run("UPDATE impersonate.set_user_grant SET grantor = 0 WHERE grant_id = ANY ($1)", &[orphans.into()]);
+    });
+    // SAFETY: as above.
+    unsafe { pg_sys::CommandCounterIncrement() };
 }

@@ -142,6 +142,8 @@ pub enum TransactionEnd {
 
 /// What the rest of the crate does with the hooks. Those marked may raise; the others must not.
 pub struct Handlers {
+    /// The client's statement is to be planned, and is nothing but a call of this function. May raise.
+    pub bare_call: fn(pg_sys::Oid),
     /// Before a statement of the client's is planned or run. May raise.
     pub check: fn(),
     /// May raise.
@@ -278,7 +280,10 @@ unsafe extern "C-unwind" fn planner(
 ) -> *mut pg_sys::PlannedStmt {
     // SAFETY: called as the server called us; marking raises nothing.
     unsafe {
-        portal::mark_bare_call(parse);
+        let called = portal::mark_bare_call(parse);
+        if called != pg_sys::Oid::INVALID && std::ptr::eq(query_string, pg_sys::debug_query_string) {
+            bare_call(called);
+        }
         if !watching() {
             return plan(parse, query_string, cursor_options, params);
         }
@@ -299,6 +304,11 @@ unsafe extern "C-unwind" fn planner(
         DEPTH.0.set(outer);
         planned
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn bare_call(function: pg_sys::Oid) {
+    (handlers().bare_call)(function);
 }
 
 #[pg_guard]

@@ -17,6 +17,7 @@ macro_rules! version_1 {
 
 version_1!(pg_finfo_stamp_grant_wrapper);
 version_1!(pg_finfo_audit_guard_wrapper);
+version_1!(pg_finfo_grant_lives_wrapper);
 
 unsafe fn trigger_data(fcinfo: pg_sys::FunctionCallInfo) -> *mut pg_sys::TriggerData {
     // SAFETY: the caller's own fcinfo; a trigger call carries its data as context.
@@ -75,16 +76,14 @@ pub unsafe extern "C-unwind" fn stamp_grant_wrapper(fcinfo: pg_sys::FunctionCall
         let tuple = (*data).tg_trigtuple;
         let Some(row) = rights::row(tuple, (*relation).rd_att) else { return Datum::from(tuple) };
         let Some(row) = stamped(row) else { return Datum::null() };
-        let columns = [4, 9];
-        let values = [regroles(row.roles), row.stamps.into_datum().unwrap_or(Datum::null())];
-        let nulls = [false, false];
+        let (column, stamps, null) = (9, row.stamps.into_datum().unwrap_or(Datum::null()), false);
         let new = pg_sys::heap_modify_tuple_by_cols(
             tuple,
             (*relation).rd_att,
-            2,
-            columns.as_ptr().cast_mut(),
-            values.as_ptr().cast_mut(),
-            nulls.as_ptr().cast_mut(),
+            1,
+            &raw const column as *mut _,
+            &raw const stamps as *mut _,
+            &raw const null as *mut _,
         );
         Datum::from(new)
     }
@@ -100,25 +99,30 @@ fn stamped(mut row: Row) -> Option<Row> {
         None if row.as_superuser => GONE.to_owned(),
         None => return None,
     };
-    let (roles, stamps): (Vec<Oid>, Vec<String>) =
-        row.roles.iter().filter_map(|&role| Some((role, rights::stamp(role)?))).unzip();
-    if row.scope != "any" && roles.is_empty() {
-        return None;
-    }
-    row.roles = roles;
-    row.stamps = [grantee, grantor].into_iter().chain(stamps).collect();
+    let role = if row.role == Oid::INVALID { None } else { Some(rights::stamp(row.role)?) };
+    row.stamps = [grantee, grantor].into_iter().chain(role).collect();
     Some(row)
 }
 
-/// A regrole[]: its elements print as names, which is what pg_dump needs.
-unsafe fn regroles(roles: Vec<Oid>) -> Datum {
-    let datum = if roles.is_empty() {
-        // SAFETY: allocates.
-        Datum::from(unsafe { pg_sys::construct_empty_array(pg_sys::REGROLEOID) })
-    } else {
-        roles.into_datum().unwrap_or(Datum::null())
-    };
-    // SAFETY: a fresh array; regrole is oid by another name.
-    unsafe { (*datum.cast_mut_ptr::<pg_sys::ArrayType>()).elemtype = pg_sys::REGROLEOID };
-    datum
+/// `impersonate.grant_lives`: whether a row of the rights table counts.
+///
+/// # Safety
+/// Called by the server, with a row of that table.
+#[no_mangle]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn grant_lives_wrapper(fcinfo: pg_sys::FunctionCallInfo) -> Datum {
+    // SAFETY: declared STRICT with one argument of the table's row type, whose descriptor the datum names.
+    unsafe {
+        let header = pg_sys::pg_detoast_datum((*(*fcinfo).args.as_ptr()).value.cast_mut_ptr())
+            .cast::<pg_sys::HeapTupleHeaderData>();
+        let (row_type, modifier) = ((*header).t_choice.t_datum.datum_typeid, (*header).t_choice.t_datum.datum_typmod);
+        let descriptor = pg_sys::lookup_rowtype_tupdesc_copy(row_type, modifier);
+        let mut tuple = pg_sys::HeapTupleData {
+            t_len: (*header).t_choice.t_datum.datum_len_ as u32 >> 2,
+            t_data: header,
+            ..Default::default()
+        };
+        let row = rights::row(&raw mut tuple, descriptor);
+        Datum::from(row.is_some_and(|row| row.lives()))
+    }
 }

@@ -27,6 +27,12 @@ unsafe extern "C-unwind" {
     fn SignalHandlerForConfigReload(signal: std::ffi::c_int);
 }
 
+unsafe extern "C" {
+    /// Sets a signal's handler and raises nothing. From 18 on a macro hides its name. It returned the old handler before.
+    #[cfg_attr(feature = "pg18", link_name = "pqsignal_be")]
+    fn pqsignal(signal: std::ffi::c_int, handler: unsafe extern "C-unwind" fn(std::ffi::c_int));
+}
+
 const SIGHUP: i32 = 1;
 const SIGTERM: i32 = 15;
 
@@ -65,9 +71,11 @@ fn copy(from: &CStr, to: &mut [std::ffi::c_char]) {
 }
 
 /// Ends this process such that the postmaster starts the worker again.
+#[allow(unreachable_code)] // The bindings of 18 don't know that proc_exit never returns.
 pub fn end_failed() -> ! {
     // SAFETY: ends the process, outside a transaction.
-    unsafe { pg_sys::proc_exit(1) }
+    unsafe { pg_sys::proc_exit(1) };
+    std::process::abort()
 }
 
 /// Runs `callback` when this process ends, after its transaction was aborted and while it can still take locks.
@@ -80,8 +88,8 @@ pub fn at_exit(callback: unsafe extern "C-unwind" fn(i32, pg_sys::Datum)) {
 pub fn set_up_signals() {
     // SAFETY: both handlers are the server's own; background workers start with signals blocked for just this.
     unsafe {
-        pg_sys::pqsignal(SIGTERM, Some(SignalHandlerForShutdownRequest));
-        pg_sys::pqsignal(SIGHUP, Some(SignalHandlerForConfigReload));
+        pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+        pqsignal(SIGHUP, SignalHandlerForConfigReload);
         pg_sys::BackgroundWorkerUnblockSignals();
     }
 }

@@ -103,7 +103,10 @@ fn the_vendors_scenario_holds_in_each_of_its_25_cells() {
                     assert_eq!(current(&mut client), target);
                 }
                 Err(error) => {
-                    assert!(!targets.contains(&target), "{impersonator} as {target} from {before}: {error}");
+                    assert!(
+                        !targets.contains(&target),
+                        "{impersonator} as {target} from {before}: {error}"
+                    );
                     assert_eq!(current(&mut client), before);
                 }
             }
@@ -130,19 +133,25 @@ fn less_equal_more(criterion: &str, common: &str, less: &str, equal: &str, more:
     let error = fails(client.simple_query("SELECT setuser('t')"));
     assert_eq!(error.code, "42501");
     assert!(
-        error.detail.as_ref().unwrap().contains(&format!("Criterion {criterion}:")),
+        error
+            .detail
+            .as_ref()
+            .unwrap()
+            .contains(&format!("Criterion {criterion}:")),
         "{error:?}"
     );
     assert!(!can(&mut admin, "i", "t"));
     for step in [equal, more] {
         admin.batch_execute(step).unwrap();
-        assert_eq!(switch_in(&mut client, "t"), Ok("t".to_owned()), "{criterion} after {step}");
+        assert_eq!(
+            switch_in(&mut client, "t"),
+            Ok("t".to_owned()),
+            "{criterion} after {step}"
+        );
         assert!(can(&mut admin, "i", "t"));
     }
     // And back again.
-    admin
-        .batch_execute("REVOKE \"SET USER\" FROM i CASCADE")
-        .unwrap();
+    admin.batch_execute("REVOKE \"SET USER\" FROM i CASCADE").unwrap();
     assert_eq!(switch_in(&mut client, "t"), Err("42501".to_owned()));
 }
 
@@ -282,7 +291,9 @@ fn a_superuser_passes_without_a_right_but_not_as_one_who_cannot_log_in() {
     admin
         .batch_execute("ALTER SYSTEM SET impersonate.require_login = off; SELECT pg_reload_conf()")
         .unwrap_or_else(|_| {
-            admin.batch_execute("ALTER SYSTEM SET impersonate.require_login = off").unwrap();
+            admin
+                .batch_execute("ALTER SYSTEM SET impersonate.require_login = off")
+                .unwrap();
             admin.batch_execute("SELECT pg_reload_conf()").unwrap();
         });
     impersonate_server_tests::wait_until("the setting is there", || {
@@ -296,7 +307,9 @@ fn everyone_may_be_themselves_whatever_they_are() {
     let database = cluster.database("criteria");
     let mut admin = database.connect("postgres");
     admin
-        .batch_execute("CREATE ROLE plain LOGIN; CREATE ROLE rich LOGIN CREATEROLE BYPASSRLS; GRANT \"SET USER\" TO rich")
+        .batch_execute(
+            "CREATE ROLE plain LOGIN; CREATE ROLE rich LOGIN CREATEROLE BYPASSRLS; GRANT \"SET USER\" TO rich",
+        )
         .unwrap();
     for role in ["plain", "rich", "postgres"] {
         assert_eq!(switch(&database, role, role), Ok(role.to_owned()));
@@ -330,7 +343,10 @@ fn cure_by_explanation(admin: &mut Client, impersonator: &str, target: &str) {
             );
         }
     }
-    panic!("{impersonator} as {target}: not cured in {BOUND} rounds: {:?}", unmet(admin, impersonator, target));
+    panic!(
+        "{impersonator} as {target}: not cured in {BOUND} rounds: {:?}",
+        unmet(admin, impersonator, target)
+    );
 }
 
 /// As [`cure_by_explanation`], by the HINT of each refusal, as a person would.
@@ -358,7 +374,10 @@ fn cure_by_hints(database: &Database, impersonator: &str, target: &str) {
 
 /// The database's owner holds pg_database_owner, which no GRANT can give: see the test of that.
 fn not_owned_by_a_target(database: &Database) {
-    let sql = format!("CREATE ROLE owner_of_it; ALTER DATABASE {} OWNER TO owner_of_it", database.name);
+    let sql = format!(
+        "CREATE ROLE owner_of_it; ALTER DATABASE {} OWNER TO owner_of_it",
+        database.name
+    );
     database.connect("postgres").batch_execute(&sql).unwrap();
 }
 
@@ -418,7 +437,9 @@ fn the_remedies_of_an_explanation_cure_what_they_are_for() {
     for (n, target) in TARGET_NAMES.iter().enumerate() {
         let desk = format!("Desk {n}");
         for options in ["LOGIN", "LOGIN NOINHERIT"] {
-            admin.batch_execute(&format!("CREATE ROLE \"{desk}\" {options}")).unwrap();
+            admin
+                .batch_execute(&format!("CREATE ROLE \"{desk}\" {options}"))
+                .unwrap();
             cure_by_explanation(&mut admin, &desk, target);
             assert_eq!(switch(&database, &desk, target), Ok((*target).to_owned()));
             admin
@@ -443,32 +464,25 @@ fn the_hints_of_refusals_cure_one_after_the_other() {
 }
 
 #[test]
-fn the_owner_of_the_database_has_a_remedy_that_works_or_none() {
+fn what_the_owner_of_the_database_holds_has_a_remedy_that_works() {
     let cluster = cluster();
     let database = cluster.database("cures");
     let mut admin = database.connect("postgres");
     admin
         .batch_execute(&format!(
-            "CREATE ROLE owner LOGIN; CREATE ROLE member LOGIN IN ROLE owner; CREATE ROLE desk LOGIN;
-             GRANT \"SET USER\" TO desk; ALTER DATABASE {} OWNER TO owner",
+            "CREATE ROLE owner LOGIN; CREATE ROLE member LOGIN IN ROLE owner; ALTER DATABASE {} OWNER TO owner",
             database.name
         ))
         .unwrap();
     for target in ["owner", "member"] {
+        let desk = format!("desk_of_{target}");
+        admin.batch_execute(&format!("CREATE ROLE {desk} LOGIN")).unwrap();
         // pg_database_owner is held by the owner alone, and nobody can be made a member of it.
-        assert!(unmet(&mut admin, "desk", target).iter().any(|row| row.1 == "pg_database_owner"));
-        for (_, subject, remedy) in unmet(&mut admin, "desk", target) {
-            if let Some(remedy) = remedy {
-                admin
-                    .batch_execute(&remedy)
-                    .unwrap_or_else(|error| panic!("{subject}: {remedy}: {error:?}"));
-            }
-        }
+        let missing = unmet(&mut admin, &desk, target);
+        assert!(missing.iter().any(|row| row.1 == "pg_database_owner"), "{missing:?}");
+        cure_by_explanation(&mut admin, &desk, target);
+        assert_eq!(switch(&database, &desk, target), Ok(target.to_owned()));
     }
-    // What does cure it.
-    admin.batch_execute("GRANT owner TO desk").unwrap();
-    assert_eq!(switch(&database, "desk", "owner"), Ok("owner".to_owned()));
-    assert_eq!(switch(&database, "desk", "member"), Ok("member".to_owned()));
 }
 
 #[test]
@@ -492,7 +506,10 @@ fn what_no_grant_can_cure_has_no_remedy() {
             }
         }
     }
-    let left: Vec<_> = unmet(&mut admin, "desk", "t").into_iter().map(|(_, _, remedy)| remedy).collect();
+    let left: Vec<_> = unmet(&mut admin, "desk", "t")
+        .into_iter()
+        .map(|(_, _, remedy)| remedy)
+        .collect();
     assert!(!left.is_empty() && left.iter().all(Option::is_none), "{left:?}");
     let error = fails(database.connect("desk").simple_query("SELECT setuser('t')"));
     assert_eq!((error.code.as_str(), error.hint), ("42501", None));
@@ -505,7 +522,10 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, sides: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         usize::try_from(self.0 >> 33).unwrap() % sides
     }
 }
@@ -535,7 +555,10 @@ fn setuser_does_what_can_setuser_says_and_explain_setuser_explains() {
                 2 => format!("REVOKE {group} FROM {login}"),
                 3 => format!("GRANT {group} TO {login} WITH ADMIN OPTION"),
                 4 => format!("GRANT g{} TO g{}", dice.roll(2), 2 + dice.roll(2)),
-                5 => format!("ALTER ROLE {login} {}", ["CREATEDB", "NOCREATEDB", "CREATEROLE", "NOCREATEROLE"][dice.roll(4)]),
+                5 => format!(
+                    "ALTER ROLE {login} {}",
+                    ["CREATEDB", "NOCREATEDB", "CREATEROLE", "NOCREATEROLE"][dice.roll(4)]
+                ),
                 6 => format!("ALTER ROLE {login} {}", ["INHERIT", "NOINHERIT"][dice.roll(2)]),
                 7 => format!("GRANT \"SET USER\" TO {login}"),
                 8 => format!("GRANT \"SET USER\" ({other}) TO {login}"),
@@ -544,7 +567,9 @@ fn setuser_does_what_can_setuser_says_and_explain_setuser_explains() {
                 11 => format!("GRANT \"SET USER\" ({other}) TO {group}"),
                 _ => format!("GRANT \"SET USER\" TO {group} WITH ADMIN OPTION"),
             };
-            admin.batch_execute(&statement).unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+            admin
+                .batch_execute(&statement)
+                .unwrap_or_else(|error| panic!("{statement}: {error:?}"));
         }
         for (impersonator, client) in logins.iter().zip(&mut clients) {
             for target in &logins {
@@ -564,7 +589,10 @@ fn setuser_does_what_can_setuser_says_and_explain_setuser_explains() {
         }
     }
     println!("{allowed} allowed, {refused} refused");
-    assert!(allowed > 10 && refused > 10, "the dice are loaded: {allowed} allowed, {refused} refused");
+    assert!(
+        allowed > 10 && refused > 10,
+        "the dice are loaded: {allowed} allowed, {refused} refused"
+    );
 }
 
 /// Whoever passes gains no role, admin or attribute, by the server's own functions.
@@ -603,10 +631,16 @@ fn a_change_in_another_session_counts_at_the_next_switch() {
         ("GRANT r TO bob", "GRANT r TO desk"),
         ("ALTER ROLE bob CREATEDB", "ALTER ROLE bob NOCREATEDB"),
         ("ALTER ROLE bob NOLOGIN", "ALTER ROLE bob LOGIN"),
-        ("ALTER ROLE bob VALID UNTIL '2001-01-01'", "ALTER ROLE bob VALID UNTIL 'infinity'"),
+        (
+            "ALTER ROLE bob VALID UNTIL '2001-01-01'",
+            "ALTER ROLE bob VALID UNTIL 'infinity'",
+        ),
         ("REVOKE \"SET USER\" FROM desk", "GRANT \"SET USER\" (bob) TO desk"),
         ("GRANT \"SET USER\" (r) TO bob", "REVOKE \"SET USER\" FROM bob"),
-        ("GRANT SET ON PARAMETER log_statement TO bob", "REVOKE SET ON PARAMETER log_statement FROM bob"),
+        (
+            "GRANT SET ON PARAMETER log_statement TO bob",
+            "REVOKE SET ON PARAMETER log_statement FROM bob",
+        ),
     ] {
         admin.batch_execute(breaks).unwrap();
         assert!(!allowed(&mut client), "{breaks}");
@@ -614,7 +648,9 @@ fn a_change_in_another_session_counts_at_the_next_switch() {
         assert!(allowed(&mut client), "{mends}");
     }
     // Also in a transaction whose snapshot is older than the change.
-    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").unwrap();
+    client
+        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        .unwrap();
     admin.batch_execute("REVOKE \"SET USER\" FROM desk").unwrap();
     fails(client.simple_query("SELECT setuser('bob')"));
     client.batch_execute("ROLLBACK").unwrap();
@@ -661,7 +697,10 @@ fn the_cost_of_a_switch_among_20000_roles() {
         .unwrap();
     admin.batch_execute("VACUUM ANALYZE").unwrap();
     let held: i64 = admin
-        .query_one("SELECT count(*) FROM pg_roles WHERE rolname <> 'target' AND pg_has_role('target', oid, 'MEMBER')", &[])
+        .query_one(
+            "SELECT count(*) FROM pg_roles WHERE rolname <> 'target' AND pg_has_role('target', oid, 'MEMBER')",
+            &[],
+        )
         .unwrap()
         .get(0);
     assert_eq!(held, 1000);
@@ -670,7 +709,10 @@ fn the_cost_of_a_switch_among_20000_roles() {
         for (what, statement) in [
             ("setuser", format!("SELECT setuser('{target}')")),
             ("can_setuser", format!("SELECT impersonate.can_setuser('{target}')")),
-            ("explain_setuser", format!("SELECT count(*) FROM impersonate.explain_setuser('{target}')")),
+            (
+                "explain_setuser",
+                format!("SELECT count(*) FROM impersonate.explain_setuser('{target}')"),
+            ),
         ] {
             let mut times = Vec::new();
             for _ in 0..6 {
@@ -679,7 +721,11 @@ fn the_cost_of_a_switch_among_20000_roles() {
                 times.push(begun.elapsed().as_secs_f64() * 1e3);
                 client.simple_query("SELECT setuser()").unwrap();
             }
-            println!("{what}('{target}'): first {:.1} ms, then {:.1?} ms", times[0], &times[1..]);
+            println!(
+                "{what}('{target}'): first {:.1} ms, then {:.1?} ms",
+                times[0],
+                &times[1..]
+            );
         }
     }
 }

@@ -106,7 +106,9 @@ fn a_grantee_dropped_from_another_database_leaves_no_right_to_its_namesake() {
     assert!(can(&mut admin, &desk, &bob));
     elsewhere(shared()).batch_execute(&format!("DROP ROLE {desk}")).unwrap();
     assert_eq!(rights(&mut admin), [] as [&str; 0]);
-    elsewhere(shared()).batch_execute(&format!("CREATE ROLE {desk} LOGIN")).unwrap();
+    elsewhere(shared())
+        .batch_execute(&format!("CREATE ROLE {desk} LOGIN"))
+        .unwrap();
     assert_eq!(rights(&mut admin), [] as [&str; 0]);
     assert!(!can(&mut admin, &desk, &bob));
 }
@@ -194,7 +196,10 @@ fn each_database_has_its_own_rights() {
         .unwrap();
     assert!(can(&mut one.connect("postgres"), &desk, &bob));
     assert!(!can(&mut two.connect("postgres"), &desk, &bob));
-    fails_with("42501", two.connect(&desk).simple_query(&format!("SELECT setuser('{bob}')")));
+    fails_with(
+        "42501",
+        two.connect(&desk).simple_query(&format!("SELECT setuser('{bob}')")),
+    );
 }
 
 #[test]
@@ -205,7 +210,10 @@ fn without_the_extension_grant_says_what_to_create() {
     admin.batch_execute(&format!("CREATE ROLE {desk}")).unwrap();
     for statement in ["GRANT \"SET USER\" TO", "REVOKE \"SET USER\" FROM"] {
         let error = fails_with("55000", admin.batch_execute(&format!("{statement} {desk}")));
-        assert_eq!(error.message, "extension \"impersonate\" is not created in this database");
+        assert_eq!(
+            error.message,
+            "extension \"impersonate\" is not created in this database"
+        );
         assert_eq!(error.hint.as_deref(), Some("CREATE EXTENSION impersonate;"));
     }
 }
@@ -395,7 +403,13 @@ fn a_standby_refuses_grants_and_still_knows_the_rights() {
     run(Command::new("cp").arg("-a").arg(data.join("PG_VERSION")).arg(&signal));
     standby.start();
     let mut client = standby.connect("postgres", &name);
-    assert_eq!(count(&mut client, "SELECT count(*) FROM pg_settings WHERE name = 'in_hot_standby' AND setting = 'on'"), 1);
+    assert_eq!(
+        count(
+            &mut client,
+            "SELECT count(*) FROM pg_settings WHERE name = 'in_hot_standby' AND setting = 'on'"
+        ),
+        1
+    );
     for statement in [
         "GRANT \"SET USER\" (bob) TO dba",
         "REVOKE \"SET USER\" FROM desk",
@@ -440,7 +454,11 @@ fn a_role_that_gets_a_dropped_ones_oid_inherits_nothing() {
         cluster.start();
         let mut admin = elsewhere(&cluster);
         admin.batch_execute(&format!("CREATE ROLE {name} LOGIN")).unwrap();
-        assert_eq!(self::oid(&mut admin, name), *oid, "the server was to give {name} that OID");
+        assert_eq!(
+            self::oid(&mut admin, name),
+            *oid,
+            "the server was to give {name} that OID"
+        );
     }
     let mut client = cluster.connect("postgres", &name);
     assert_eq!(rights(&mut client), [] as [&str; 0]);
@@ -482,7 +500,13 @@ fn a_role_that_gets_a_dropped_ones_oid_inherits_nothing() {
 fn a_role_with_the_oid_of_a_superuser_that_granted_gets_no_say_in_it() {
     let database = shared().database("rights");
     let mut admin = database.connect("postgres");
-    let (bob, carol, desk, boss, eve) = (unique("bob"), unique("carol"), unique("desk"), unique("boss"), unique("eve"));
+    let (bob, carol, desk, boss, eve) = (
+        unique("bob"),
+        unique("carol"),
+        unique("desk"),
+        unique("boss"),
+        unique("eve"),
+    );
     admin
         .batch_execute(&format!(
             "CREATE ROLE {bob} LOGIN; CREATE ROLE {carol} LOGIN; CREATE ROLE {desk} LOGIN; CREATE ROLE {boss} SUPERUSER;
@@ -551,7 +575,11 @@ fn rights_come_back_by_name_in_a_cluster_where_roles_have_other_oids() {
     assert_eq!(restore(&restored, &script), "");
     let mut after = restored.connect("postgres");
     for role in ["bob", "desk", "dba", "eve"] {
-        assert_ne!(oid(&mut before, role), oid(&mut after, role), "{role}: the test wants other OIDs");
+        assert_ne!(
+            oid(&mut before, role),
+            oid(&mut after, role),
+            "{role}: the test wants other OIDs"
+        );
         assert!(stamp(&mut after, role).is_some());
         assert_ne!(stamp(&mut before, role), stamp(&mut after, role));
     }
@@ -563,7 +591,10 @@ fn rights_come_back_by_name_in_a_cluster_where_roles_have_other_oids() {
     assert!(can(&mut after, "dba", "bob"));
     assert!(!can(&mut after, "eve", "bob"));
     // Used for real.
-    let row = restored.connect("desk").query_one("SELECT setuser('bob')", &[]).unwrap();
+    let row = restored
+        .connect("desk")
+        .query_one("SELECT setuser('bob')", &[])
+        .unwrap();
     assert_eq!(row.get::<_, String>(0), "bob");
     // Who granted what still holds, so CASCADE does what it would have done.
     fails_with("2BP01", after.batch_execute("REVOKE \"SET USER\" FROM dba"));
@@ -572,7 +603,10 @@ fn rights_come_back_by_name_in_a_cluster_where_roles_have_other_oids() {
     // Ids go on after the highest, so that an id in the audit means one right for ever.
     let highest = count(&mut before, "SELECT max(grant_id) FROM impersonate.set_user_grant");
     after.batch_execute("GRANT \"SET USER\" (bob) TO desk").unwrap();
-    let new = count(&mut after, "SELECT grant_id FROM impersonate.grants WHERE grantee = 'desk'");
+    let new = count(
+        &mut after,
+        "SELECT grant_id FROM impersonate.grants WHERE grantee = 'desk'",
+    );
     assert!(new > highest, "{new} after {highest}");
 }
 
@@ -585,8 +619,13 @@ fn rights_come_back_from_an_archive_restored_by_several_jobs() {
     run(command.args(["-Fc", "-f"]).arg(&archive));
     let restored = cluster.empty_database("restored");
     let mut command = cluster.command("pg_restore", "postgres", &restored.name);
-    run(command.args(["-j", "2", "--exit-on-error", "-d", &restored.name]).arg(&archive));
-    assert_eq!(whole(&mut database.connect("postgres")), whole(&mut restored.connect("postgres")));
+    run(command
+        .args(["-j", "2", "--exit-on-error", "-d", &restored.name])
+        .arg(&archive));
+    assert_eq!(
+        whole(&mut database.connect("postgres")),
+        whole(&mut restored.connect("postgres"))
+    );
 }
 
 #[test]
@@ -715,10 +754,17 @@ fn a_role_who_may_dump_sees_the_rights_and_no_more() {
     let dumper = unique("dumper");
     database
         .connect("postgres")
-        .batch_execute(&format!("CREATE ROLE {dumper} LOGIN; GRANT pg_read_all_data TO {dumper}"))
+        .batch_execute(&format!(
+            "CREATE ROLE {dumper} LOGIN; GRANT pg_read_all_data TO {dumper}"
+        ))
         .unwrap();
     run(&mut shared().command("pg_dump", &dumper, &database.name));
-    fails_with("42501", database.connect(&dumper).batch_execute("DELETE FROM impersonate.set_user_grant"));
+    fails_with(
+        "42501",
+        database
+            .connect(&dumper)
+            .batch_execute("DELETE FROM impersonate.set_user_grant"),
+    );
 }
 
 // --------------------------------------------------------------------------------------------------------- the extension ---
@@ -757,11 +803,15 @@ fn a_session_that_used_the_extension_survives_its_drop_by_another() {
     helpdesk.simple_query("SELECT setuser()").unwrap();
     let mut two = database.connect("postgres");
     two.batch_execute("DROP EXTENSION impersonate").unwrap();
-    fails_with("55000", one.batch_execute(&format!("GRANT \"SET USER\" ({bob}) TO {desk}")));
+    fails_with(
+        "55000",
+        one.batch_execute(&format!("GRANT \"SET USER\" ({bob}) TO {desk}")),
+    );
     fails_with("42883", helpdesk.simple_query(&format!("SELECT setuser('{bob}')")));
     two.batch_execute("CREATE EXTENSION impersonate").unwrap();
     fails_with("42501", helpdesk.simple_query(&format!("SELECT setuser('{bob}')")));
-    one.batch_execute(&format!("GRANT \"SET USER\" ({bob}) TO {desk}")).unwrap();
+    one.batch_execute(&format!("GRANT \"SET USER\" ({bob}) TO {desk}"))
+        .unwrap();
     helpdesk.simple_query(&format!("SELECT setuser('{bob}')")).unwrap();
 }
 
@@ -775,7 +825,10 @@ fn an_ordinary_role_cannot_create_the_extension() {
             database.name
         ))
         .unwrap();
-    let error = fails_with("42501", database.connect(&owner).batch_execute("CREATE EXTENSION impersonate"));
+    let error = fails_with(
+        "42501",
+        database.connect(&owner).batch_execute("CREATE EXTENSION impersonate"),
+    );
     assert!(error.message.contains("permission denied"), "{error:?}");
 }
 
@@ -790,9 +843,17 @@ fn names_work_in_databases_of_other_encodings() {
                 "CREATE DATABASE other ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
             ))
             .unwrap();
-        let database = Database { cluster: &cluster, name: "other".to_owned() };
+        let database = Database {
+            cluster: &cluster,
+            name: "other".to_owned(),
+        };
         let mut admin = database.connect("postgres");
-        admin.batch_execute("CREATE EXTENSION impersonate").unwrap();
+        // It works there, or it says at once that it does not.
+        if let Err(refused) = admin.batch_execute("CREATE EXTENSION impersonate") {
+            let error = fails_with::<()>("0A000", Err(refused));
+            assert!(error.message.contains(encoding), "{error:?}");
+            continue;
+        }
         // A letter that LATIN1, EUC_JP and UTF-8 have, in the database's encoding as the server converts it.
         let name = if encoding == "EUC_JP" { "あ" } else { "zoë" };
         admin
@@ -815,7 +876,11 @@ fn names_work_in_databases_of_other_encodings() {
         });
         assert!(error.message.contains(name), "{encoding}: {error:?}");
         admin.batch_execute(&remedy).unwrap();
-        assert_eq!(rights(&mut admin), [format!("desk users {{{name}}} none")], "{encoding}");
+        assert_eq!(
+            rights(&mut admin),
+            [format!("desk users {{{name}}} none")],
+            "{encoding}"
+        );
         let mut desk = database.connect("desk");
         desk.simple_query(&format!("SELECT setuser('{name}')")).unwrap();
         let row = desk.query_one("SELECT current_user::text", &[]).unwrap();
@@ -925,7 +990,10 @@ fn roles_dropped_while_others_grant_leave_nothing_behind() {
                     let database = &database;
                     scope.spawn(move || {
                         let mut client = database.connect("postgres");
-                        client.batch_execute(&statement).err().map(|error| fails::<()>(Err(error)).code)
+                        client
+                            .batch_execute(&statement)
+                            .err()
+                            .map(|error| fails::<()>(Err(error)).code)
                     })
                 })
                 .collect();
@@ -1033,7 +1101,9 @@ fn a_database_whose_rights_are_all_dead_can_be_dumped_and_restored() {
             "CREATE ROLE {bob} LOGIN; CREATE ROLE {desk} LOGIN; GRANT \"SET USER\" ({bob}) TO {desk}"
         ))
         .unwrap();
-    elsewhere(shared()).batch_execute(&format!("DROP ROLE {bob}, {desk}")).unwrap();
+    elsewhere(shared())
+        .batch_execute(&format!("DROP ROLE {bob}, {desk}"))
+        .unwrap();
     let restored = shared().empty_database("restored");
     restore(&restored, &dump(&database));
     assert_eq!(rights(&mut restored.connect("postgres")), [] as [&str; 0]);

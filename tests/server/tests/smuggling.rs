@@ -34,8 +34,12 @@ fn refused_on(stage: &Stage, setup: &str, attack: &[&str]) {
             if let Some(actor) = actor {
                 session.become_role(actor);
             }
-            let error = attack.iter().find_map(|sql| error_in(&session.send(protocol, &fill(sql))));
-            let Some(error) = error else { panic!("{protocol:?}: {actor:?} got {call} through: {attack:?}") };
+            let error = attack
+                .iter()
+                .find_map(|sql| error_in(&session.send(protocol, &fill(sql))));
+            let Some(error) = error else {
+                panic!("{protocol:?}: {actor:?} got {call} through: {attack:?}")
+            };
             assert_eq!(error.code, "0A000", "{protocol:?}: {actor:?}, {call}: {error:?}");
             if session.transaction() != Transaction::None {
                 session.ok("ROLLBACK");
@@ -80,8 +84,7 @@ fn s4_an_inlined_sql_function() {
 #[test]
 fn s4_an_sql_function_that_is_not_inlined() {
     for how in ["SECURITY DEFINER", "SET work_mem = '1MB'", "STRICT"] {
-        let setup =
-            format!("CREATE FUNCTION <s>.f(text) RETURNS text LANGUAGE sql {how} AS $$ SELECT <call> $$");
+        let setup = format!("CREATE FUNCTION <s>.f(text) RETURNS text LANGUAGE sql {how} AS $$ SELECT <call> $$");
         refused(&setup, &["SELECT <s>.f('x')"]);
     }
 }
@@ -96,7 +99,10 @@ fn s4_an_sql_function_of_several_statements() {
 
 #[test]
 fn s4_an_sql_function_whose_body_is_standard_sql() {
-    refused("CREATE FUNCTION <s>.f() RETURNS text LANGUAGE sql RETURN <call>", &["SELECT <s>.f()"]);
+    refused(
+        "CREATE FUNCTION <s>.f() RETURNS text LANGUAGE sql RETURN <call>",
+        &["SELECT <s>.f()"],
+    );
     refused(
         "CREATE FUNCTION <s>.f() RETURNS text LANGUAGE sql BEGIN ATOMIC SELECT 1; SELECT <call>; END",
         &["SELECT <s>.f()"],
@@ -212,13 +218,23 @@ fn s4_do_blocks() {
 
 #[test]
 fn s4_procedures() {
-    for body in ["PERFORM <call>;", "COMMIT; PERFORM <call>;", "ROLLBACK; PERFORM <call>;", "COMMIT; ROLLBACK; EXECUTE $x$ SELECT <call> $x$;"]
-    {
+    for body in [
+        "PERFORM <call>;",
+        "COMMIT; PERFORM <call>;",
+        "ROLLBACK; PERFORM <call>;",
+        "COMMIT; ROLLBACK; EXECUTE $x$ SELECT <call> $x$;",
+    ] {
         let setup = format!("CREATE PROCEDURE <s>.p() LANGUAGE plpgsql AS $$ BEGIN {body} END $$");
         refused(&setup, &["CALL <s>.p()"]);
     }
-    refused("CREATE PROCEDURE <s>.p() LANGUAGE sql AS $$ SELECT <call> $$", &["CALL <s>.p()"]);
-    refused("CREATE PROCEDURE <s>.p() LANGUAGE sql BEGIN ATOMIC SELECT <call>; END", &["CALL <s>.p()"]);
+    refused(
+        "CREATE PROCEDURE <s>.p() LANGUAGE sql AS $$ SELECT <call> $$",
+        &["CALL <s>.p()"],
+    );
+    refused(
+        "CREATE PROCEDURE <s>.p() LANGUAGE sql BEGIN ATOMIC SELECT <call>; END",
+        &["CALL <s>.p()"],
+    );
 }
 
 #[test]
@@ -283,14 +299,27 @@ fn s4_deferred_triggers() {
     let setup = format!("{TABLE} {DEFERRED}");
     refused(&setup, &["INSERT INTO <s>.t VALUES ('2')"]);
     refused(&setup, &["BEGIN", "INSERT INTO <s>.t VALUES ('2')", "COMMIT"]);
-    refused(&setup, &["BEGIN", "INSERT INTO <s>.t VALUES ('2')", "SET CONSTRAINTS ALL IMMEDIATE"]);
-    refused(&setup, &["BEGIN", "INSERT INTO <s>.t VALUES ('2')", "PREPARE TRANSACTION '<s>'"]);
+    refused(
+        &setup,
+        &[
+            "BEGIN",
+            "INSERT INTO <s>.t VALUES ('2')",
+            "SET CONSTRAINTS ALL IMMEDIATE",
+        ],
+    );
+    refused(
+        &setup,
+        &["BEGIN", "INSERT INTO <s>.t VALUES ('2')", "PREPARE TRANSACTION '<s>'"],
+    );
 }
 
 #[test]
 fn s4_deferred_triggers_at_the_end_of_the_clients_own_switch() {
     let stage = Stage::new();
-    stage.admin(&format!("{TABLE} {}", DEFERRED.replace("<call>", "pg_catalog.setuser('<carol>')")));
+    stage.admin(&format!(
+        "{TABLE} {}",
+        DEFERRED.replace("<call>", "pg_catalog.setuser('<carol>')")
+    ));
     let mut session = stage.session();
     // The transaction that the switch is the last statement of.
     session.pipe("INSERT INTO <s>.t VALUES ('2')");
@@ -317,7 +346,10 @@ fn s4_event_triggers() {
 
 #[test]
 fn s4_views() {
-    refused("CREATE VIEW <s>.v AS SELECT <call>; GRANT SELECT ON <s>.v TO PUBLIC", &["SELECT * FROM <s>.v"]);
+    refused(
+        "CREATE VIEW <s>.v AS SELECT <call>; GRANT SELECT ON <s>.v TO PUBLIC",
+        &["SELECT * FROM <s>.v"],
+    );
     refused(
         "CREATE VIEW <s>.v AS SELECT <call> AS a; GRANT SELECT ON <s>.v TO PUBLIC",
         &["SELECT a FROM <s>.v"],
@@ -330,9 +362,11 @@ fn s4_views() {
 
 #[test]
 fn s4_rules() {
-    for (event, sql) in
-        [("INSERT", "INSERT INTO <s>.t VALUES ('2')"), ("UPDATE", "UPDATE <s>.t SET a = 'x'"), ("DELETE", "DELETE FROM <s>.t")]
-    {
+    for (event, sql) in [
+        ("INSERT", "INSERT INTO <s>.t VALUES ('2')"),
+        ("UPDATE", "UPDATE <s>.t SET a = 'x'"),
+        ("DELETE", "DELETE FROM <s>.t"),
+    ] {
         for how in ["INSTEAD", "ALSO"] {
             let setup = format!("{TABLE} CREATE RULE r AS ON {event} TO <s>.t DO {how} SELECT <call>");
             refused(&setup, &[sql]);
@@ -350,8 +384,13 @@ fn s4_rules() {
 
 #[test]
 fn s4_policies() {
-    for kind in ["USING (<call> IS NOT NULL)", "USING (<s>.f() IS NOT NULL)", "FOR SELECT USING ((SELECT <call>) IS NOT NULL)"] {
-        let setup = format!("{TABLE} {SQL} ALTER TABLE <s>.t ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON <s>.t {kind}");
+    for kind in [
+        "USING (<call> IS NOT NULL)",
+        "USING (<s>.f() IS NOT NULL)",
+        "FOR SELECT USING ((SELECT <call>) IS NOT NULL)",
+    ] {
+        let setup =
+            format!("{TABLE} {SQL} ALTER TABLE <s>.t ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON <s>.t {kind}");
         refused(&setup, &["SELECT * FROM <s>.t"]);
     }
     refused(
@@ -365,12 +404,29 @@ fn s4_policies() {
 
 #[test]
 fn s4_column_defaults() {
-    refused("CREATE TABLE <s>.d (a int, b text DEFAULT <call>); GRANT ALL ON <s>.d TO PUBLIC", &["INSERT INTO <s>.d VALUES (1)"]);
-    refused("CREATE TABLE <s>.d (b text DEFAULT <call>); GRANT ALL ON <s>.d TO PUBLIC", &["INSERT INTO <s>.d DEFAULT VALUES"]);
-    refused("", &["CREATE TABLE <s>.d (a int)", "INSERT INTO <s>.d VALUES (1)", "ALTER TABLE <s>.d ADD b text DEFAULT <call>"]);
+    refused(
+        "CREATE TABLE <s>.d (a int, b text DEFAULT <call>); GRANT ALL ON <s>.d TO PUBLIC",
+        &["INSERT INTO <s>.d VALUES (1)"],
+    );
+    refused(
+        "CREATE TABLE <s>.d (b text DEFAULT <call>); GRANT ALL ON <s>.d TO PUBLIC",
+        &["INSERT INTO <s>.d DEFAULT VALUES"],
+    );
     refused(
         "",
-        &["CREATE TABLE <s>.d (a text)", "INSERT INTO <s>.d VALUES (1)", "ALTER TABLE <s>.d ALTER a TYPE text USING <call>"],
+        &[
+            "CREATE TABLE <s>.d (a int)",
+            "INSERT INTO <s>.d VALUES (1)",
+            "ALTER TABLE <s>.d ADD b text DEFAULT <call>",
+        ],
+    );
+    refused(
+        "",
+        &[
+            "CREATE TABLE <s>.d (a text)",
+            "INSERT INTO <s>.d VALUES (1)",
+            "ALTER TABLE <s>.d ALTER a TYPE text USING <call>",
+        ],
     );
 }
 
@@ -429,8 +485,11 @@ fn s4_domains() {
         &format!("{setup}; CREATE TYPE <s>.c AS (a <s>.d)"),
         &["SELECT '(x)'::<s>.c"],
     );
-    refused("CREATE DOMAIN <s>.d AS text DEFAULT <call>; CREATE TABLE <s>.t (a <s>.d, b int);
-             GRANT ALL ON <s>.t TO PUBLIC", &["INSERT INTO <s>.t (b) VALUES (1)"]);
+    refused(
+        "CREATE DOMAIN <s>.d AS text DEFAULT <call>; CREATE TABLE <s>.t (a <s>.d, b int);
+             GRANT ALL ON <s>.t TO PUBLIC",
+        &["INSERT INTO <s>.t (b) VALUES (1)"],
+    );
 }
 
 #[test]
@@ -611,7 +670,10 @@ fn s4_arguments_that_are_no_constants() {
             let answer = session.send(protocol, &format!("SELECT setuser({argument})"));
             let error = error_in(&answer).unwrap_or_else(|| panic!("{protocol:?}: setuser({argument}) worked"));
             // A row of one column can't be that type.
-            assert!(["0A000", "42846"].contains(&error.code.as_str()), "setuser({argument}): {error:?}");
+            assert!(
+                ["0A000", "42846"].contains(&error.code.as_str()),
+                "setuser({argument}): {error:?}"
+            );
             session.is_itself();
         }
     }
@@ -649,7 +711,10 @@ fn s4_what_writes() {
 #[test]
 fn s4_cursors() {
     refused("", &["BEGIN", "DECLARE c CURSOR FOR SELECT <call>", "FETCH c"]);
-    refused("", &["BEGIN", "DECLARE c SCROLL CURSOR FOR SELECT <call>", "FETCH ALL FROM c"]);
+    refused(
+        "",
+        &["BEGIN", "DECLARE c SCROLL CURSOR FOR SELECT <call>", "FETCH ALL FROM c"],
+    );
     refused("", &["BEGIN", "DECLARE c BINARY CURSOR FOR SELECT <call>", "MOVE c"]);
     refused("", &["BEGIN", "DECLARE c CURSOR WITH HOLD FOR SELECT <call>", "COMMIT"]);
     refused("", &["DECLARE c CURSOR WITH HOLD FOR SELECT <call>"]);
@@ -658,13 +723,20 @@ fn s4_cursors() {
 #[test]
 fn s4_prepared_statements_of_sql() {
     refused("", &["PREPARE p AS SELECT <call>", "EXECUTE p"]);
-    refused("", &["PREPARE p(text) AS SELECT pg_catalog.setuser($1)", "EXECUTE p('<bob>')"]);
+    refused(
+        "",
+        &["PREPARE p(text) AS SELECT pg_catalog.setuser($1)", "EXECUTE p('<bob>')"],
+    );
     refused("", &["PREPARE p(text) AS SELECT $1", "EXECUTE p(<call>)"]);
     refused("", &["PREPARE p AS SELECT <call>", "CREATE TABLE <s>.new AS EXECUTE p"]);
     refused("", &["PREPARE p AS SELECT <call>", "EXPLAIN ANALYZE EXECUTE p"]);
     refused(
         "",
-        &["SET plan_cache_mode = force_generic_plan", "PREPARE p AS SELECT <call>", "EXECUTE p"],
+        &[
+            "SET plan_cache_mode = force_generic_plan",
+            "PREPARE p AS SELECT <call>",
+            "EXECUTE p",
+        ],
     );
 }
 
@@ -699,7 +771,11 @@ fn refused_through_portal(stage: &Stage, actor: Option<&str>, open: &str, portal
         session.raw.execute(portal, 0);
         let answer = session.sync();
         let error = error_in(&answer).map(|error| error.code);
-        assert_eq!(error.as_deref(), Some("0A000"), "{open} got through as {actor:?}: {answer:?}");
+        assert_eq!(
+            error.as_deref(),
+            Some("0A000"),
+            "{open} got through as {actor:?}: {answer:?}"
+        );
         session.ok("ROLLBACK");
         match actor {
             Some(actor) => session.is(actor),
@@ -722,7 +798,10 @@ fn s4_a_declared_cursor_executed_by_the_protocol() {
 fn s4_a_functions_refcursor_executed_by_the_protocol() {
     let stage = Stage::new();
     for (actor, call) in ATTEMPTS {
-        for open in [format!("OPEN c FOR SELECT {call};"), format!("OPEN c FOR EXECUTE $x$ SELECT {call} $x$;")] {
+        for open in [
+            format!("OPEN c FOR SELECT {call};"),
+            format!("OPEN c FOR EXECUTE $x$ SELECT {call} $x$;"),
+        ] {
             stage.admin(&format!(
                 "CREATE OR REPLACE FUNCTION <s>.f() RETURNS refcursor LANGUAGE plpgsql AS $$
                  DECLARE c refcursor := 'theirs'; BEGIN {open} RETURN c; END $$"
@@ -759,7 +838,11 @@ fn s4_a_statement_that_code_prepared_executed_by_the_protocol() {
             session.raw.execute("", 0);
             let answer = session.sync();
             let error = error_in(&answer).map(|error| error.code);
-            assert_eq!(error.as_deref(), Some("0A000"), "{actor:?}, {call}, {replaced}: {answer:?}");
+            assert_eq!(
+                error.as_deref(),
+                Some("0A000"),
+                "{actor:?}, {call}, {replaced}: {answer:?}"
+            );
             match actor {
                 Some(actor) => session.is(actor),
                 None => session.is_itself(),
@@ -771,13 +854,12 @@ fn s4_a_statement_that_code_prepared_executed_by_the_protocol() {
 #[test]
 fn s4_the_fast_path() {
     let stage = Stage::new();
-    let oid = stage.look(
-        "SELECT 'pg_catalog.setuser(text,text,boolean,text,boolean,boolean)'::regprocedure::oid",
-    )[0][0]
-        .clone()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let oid = stage.look("SELECT 'pg_catalog.setuser(text,text,boolean,text,boolean,boolean)'::regprocedure::oid")[0]
+        [0]
+    .clone()
+    .unwrap()
+    .parse()
+    .unwrap();
     let mut session = stage.session();
     let bob = stage.name("bob");
     let call = |session: &mut Session, target: Option<&str>| {
@@ -975,7 +1057,9 @@ fn s4_a_switch_between_the_rows_of_another_portal_is_refused_or_leaves_it_as_it_
     let stage = Stage::new();
     let mut session = stage.session();
     session.ok("BEGIN");
-    session.raw.parse("", "SELECT current_user || generate_series(1, 3)", &[]);
+    session
+        .raw
+        .parse("", "SELECT current_user || generate_series(1, 3)", &[]);
     session.raw.bind("half", "", &[]);
     session.raw.execute("half", 1);
     session.sync();
@@ -1290,7 +1374,11 @@ fn x3_code_cannot_discard() {
     let stage = Stage::new();
     let mut session = stage.session();
     session.become_role("bob");
-    for sql in ["DO $$ BEGIN DISCARD ALL; END $$", "DO $$ BEGIN EXECUTE 'DISCARD ALL'; END $$", "DO $$ BEGIN COMMIT; DISCARD ALL; END $$"] {
+    for sql in [
+        "DO $$ BEGIN DISCARD ALL; END $$",
+        "DO $$ BEGIN EXECUTE 'DISCARD ALL'; END $$",
+        "DO $$ BEGIN COMMIT; DISCARD ALL; END $$",
+    ] {
         let answer = session.send(Protocol::Simple, sql);
         assert!(error_in(&answer).is_some(), "{sql} worked");
         session.is("bob");
@@ -1303,7 +1391,15 @@ fn x3_the_other_discards_and_reset_all_leave_it() {
     let mut session = stage.session();
     session.become_role("bob");
     session.ok("SET ROLE <grp>");
-    for sql in ["DISCARD PLANS", "DISCARD SEQUENCES", "DISCARD TEMP", "RESET ALL", "DEALLOCATE ALL", "CLOSE ALL", "UNLISTEN *"] {
+    for sql in [
+        "DISCARD PLANS",
+        "DISCARD SEQUENCES",
+        "DISCARD TEMP",
+        "RESET ALL",
+        "DEALLOCATE ALL",
+        "CLOSE ALL",
+        "UNLISTEN *",
+    ] {
         session.ok(sql);
         session.is_in_role("bob", "grp");
     }

@@ -26,7 +26,11 @@ fn s1_setuser_starts_and_ends_and_returns_the_role_in_force() {
 fn s1_null_ends_as_no_argument_does() {
     let stage = Stage::new();
     let mut session = stage.session();
-    for call in ["setuser(NULL)", "setuser(target => NULL)", "setuser(NULL::text, NULL, NULL, NULL, NULL, NULL)"] {
+    for call in [
+        "setuser(NULL)",
+        "setuser(target => NULL)",
+        "setuser(NULL::text, NULL, NULL, NULL, NULL, NULL)",
+    ] {
         session.become_role("bob");
         assert_eq!(session.value(&format!("SELECT {call}")), stage.name("imp"), "{call}");
         session.is_itself();
@@ -108,7 +112,14 @@ fn s2_a_switch_over_is_flat_and_one_call_returns() {
     session.is_itself();
     assert_eq!(
         stage.history(session.pid()),
-        ["+bob", "-bob switched", "+carol", "-carol switched", "+bob", "-bob asked"]
+        [
+            "+bob",
+            "-bob switched",
+            "+carol",
+            "-carol switched",
+            "+bob",
+            "-bob asked"
+        ]
     );
 }
 
@@ -131,7 +142,11 @@ fn s1_a_switch_to_the_same_target_is_a_new_impersonation() {
     session.become_role("bob");
     session.is("bob");
     assert_eq!(stage.history(session.pid()), ["+bob", "-bob switched", "+bob"]);
-    let ids: Vec<_> = stage.audit(session.pid(), &["SETUSER"]).into_iter().map(|row| row.id).collect();
+    let ids: Vec<_> = stage
+        .audit(session.pid(), &["SETUSER"])
+        .into_iter()
+        .map(|row| row.id)
+        .collect();
     assert_ne!(ids[0], ids[1]);
 }
 
@@ -141,7 +156,10 @@ fn s1_the_reason_is_in_the_table_and_in_the_audit() {
     let mut session = stage.session();
     session.ok("SELECT setuser('<bob>', reason => 'INC-4711')");
     session.is("bob");
-    let active = stage.look(&format!("SELECT reason FROM impersonate.active WHERE pid = {}", session.pid()));
+    let active = stage.look(&format!(
+        "SELECT reason FROM impersonate.active WHERE pid = {}",
+        session.pid()
+    ));
     assert_eq!(active, [[Some("INC-4711".to_owned())]]);
     let audited = stage.audit(session.pid(), &["SETUSER"]);
     assert_eq!(audited[0].reason.as_deref(), Some("INC-4711"));
@@ -179,7 +197,10 @@ fn refused(session: &mut Session, target: &str, sqlstate: &str) -> impersonate_s
     let denied = session.stage.audit(session.pid(), &["DENIED"]);
     let last = denied.last().expect("a refusal is in the audit");
     assert_eq!(last.sqlstate, sqlstate, "{last:?}");
-    assert_eq!(last.statement, Some(session.stage.sql(&format!("SELECT setuser('{target}')"))));
+    assert_eq!(
+        last.statement,
+        Some(session.stage.sql(&format!("SELECT setuser('{target}')")))
+    );
     error
 }
 
@@ -559,7 +580,10 @@ fn s3_a_failing_statement_undoes_the_others_of_its_message() {
     session.become_role("bob");
     session.fails("22012", "SELECT setuser(); SELECT 1/0");
     session.is("bob");
-    session.fails("22012", "SELECT setuser('<carol>'); SELECT 1; SELECT setuser(); SELECT 1/0");
+    session.fails(
+        "22012",
+        "SELECT setuser('<carol>'); SELECT 1; SELECT setuser(); SELECT 1/0",
+    );
     session.is("bob");
     session.fails("22012", "SELECT setuser('<carol>'); COMMIT; SELECT 1/0");
     session.is("carol");
@@ -571,9 +595,8 @@ fn s3_a_failing_statement_undoes_the_others_of_its_message() {
 fn s3_statements_of_a_message_run_as_who_it_was_when_they_came() {
     let stage = Stage::new();
     let mut session = stage.session();
-    let rows = session.ok(
-        "SELECT current_user; SELECT setuser('<bob>'); SELECT current_user; SELECT setuser(); SELECT current_user",
-    );
+    let rows = session
+        .ok("SELECT current_user; SELECT setuser('<bob>'); SELECT current_user; SELECT setuser(); SELECT current_user");
     let rows: Vec<_> = rows.into_iter().map(|row| row[0].clone().unwrap()).collect();
     assert_eq!(rows, ["imp", "bob", "bob", "imp", "imp"].map(|name| stage.name(name)));
 }
@@ -608,7 +631,10 @@ fn s3_a_pipeline_that_works_is_kept_and_the_next_is_apart() {
     session.pipe("SELECT 1/0");
     session.raw.sync();
     session.pipe("SELECT current_user");
-    assert_eq!(rows_in(&session.sync()), [[Some(stage.name("bob"))], [Some(stage.name("bob"))]]);
+    assert_eq!(
+        rows_in(&session.sync()),
+        [[Some(stage.name("bob"))], [Some(stage.name("bob"))]]
+    );
     assert_eq!(error_in(&session.raw.read_until_ready()).unwrap().code, "22012");
     assert_eq!(rows_in(&session.raw.read_until_ready()), [[Some(stage.name("bob"))]]);
     session.is("bob");
@@ -726,7 +752,10 @@ fn s3_local_in_a_pipeline_is_over_at_sync() {
     let mut session = stage.session();
     session.pipe("SELECT setuser('<bob>', local => true)");
     session.pipe("SELECT current_user");
-    assert_eq!(rows_in(&session.sync()), [[Some(stage.name("bob"))], [Some(stage.name("bob"))]]);
+    assert_eq!(
+        rows_in(&session.sync()),
+        [[Some(stage.name("bob"))], [Some(stage.name("bob"))]]
+    );
     session.is_itself();
 }
 
@@ -767,7 +796,10 @@ fn undone_by_a_failing_commit(stage: &Stage, sqlstate: &str, doom: &str, end: &s
     session.is("bob");
     // The COMMIT itself is on record as failed.
     let commits: Vec<_> = stage.audit(session.pid(), &["STATEMENT"]);
-    let commits: Vec<_> = commits.iter().filter(|row| row.statement.as_deref() == Some(end)).collect();
+    let commits: Vec<_> = commits
+        .iter()
+        .filter(|row| row.statement.as_deref() == Some(end))
+        .collect();
     assert!(!commits.is_empty());
     for row in commits {
         assert_eq!(row.sqlstate, sqlstate, "{row:?}");
@@ -829,7 +861,12 @@ fn s3_an_on_commit_action_that_fails_undoes_the_switch() {
 #[test]
 fn s3_a_prepare_that_fails_undoes_the_switch() {
     let stage = Stage::new();
-    undone_by_a_failing_commit(&stage, "0A000", "CREATE TEMP TABLE one (a int)", "PREPARE TRANSACTION 'never'");
+    undone_by_a_failing_commit(
+        &stage,
+        "0A000",
+        "CREATE TEMP TABLE one (a int)",
+        "PREPARE TRANSACTION 'never'",
+    );
 }
 
 #[test]
@@ -912,8 +949,10 @@ fn s3_prepare_transaction_keeps_the_switch_as_a_commit_does() {
     session.is("bob");
     session.ok("COMMIT PREPARED '<s>'");
     session.is("bob");
-    session.ok("BEGIN; SELECT setuser('<carol>', local => true); INSERT INTO <s>.t VALUES (2);
-                PREPARE TRANSACTION '<s>'");
+    session.ok(
+        "BEGIN; SELECT setuser('<carol>', local => true); INSERT INTO <s>.t VALUES (2);
+                PREPARE TRANSACTION '<s>'",
+    );
     session.is("bob");
     stage.admin("ROLLBACK PREPARED '<s>'");
     session.is("bob");
@@ -969,7 +1008,10 @@ fn s3_a_procedure_that_fails_after_a_commit_leaves_the_impersonation() {
     session.become_role("bob");
     session.fails("22012", "CALL <s>.fails()");
     session.is("bob");
-    let call = stage.audit(session.pid(), &["STATEMENT"]).into_iter().find(|row| row.tag.as_deref() == Some("CALL"));
+    let call = stage
+        .audit(session.pid(), &["STATEMENT"])
+        .into_iter()
+        .find(|row| row.tag.as_deref() == Some("CALL"));
     assert_eq!(call.expect("the CALL is recorded").sqlstate, "22012");
 }
 
@@ -1048,7 +1090,10 @@ fn s4_a_procedure_cannot_roll_back_the_end_of_its_pipeline_and_go_on_as_the_targ
     session.pipe("CALL <s>.back()");
     session.sync();
     let seen = stage.look("SELECT DISTINCT who FROM <s>.seen");
-    assert!(!seen.contains(&vec![Some(stage.name("bob"))]), "it ran as bob, whom the client had left: {seen:?}");
+    assert!(
+        !seen.contains(&vec![Some(stage.name("bob"))]),
+        "it ran as bob, whom the client had left: {seen:?}"
+    );
     stage.history(session.pid());
 }
 
@@ -1058,7 +1103,9 @@ fn s4_a_procedure_cannot_roll_back_the_end_of_its_pipeline_and_go_on_as_the_targ
 #[track_caller]
 fn is_over(stage: &Stage, pid: i32, cause: &str) {
     wait_until("the backend is gone", || {
-        stage.look(&format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}")).is_empty()
+        stage
+            .look(&format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}"))
+            .is_empty()
     });
     stage.told(pid, &stage.name("imp"), None);
     assert_eq!(stage.history(pid).last(), Some(&format!("-bob {cause}")));
@@ -1133,12 +1180,20 @@ fn e1_pg_terminate_backend_in_a_running_statement_ends_an_impersonation() {
     session.raw.query("SELECT pg_sleep(60)");
     session.raw.flush();
     wait_until("it sleeps", || {
-        !stage.look(&format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'")).is_empty()
+        !stage
+            .look(&format!(
+                "SELECT 1 FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'"
+            ))
+            .is_empty()
     });
     stage.admin(&format!("SELECT pg_terminate_backend({pid})"));
     is_over(&stage, pid, "terminated");
     let sleep = stage.audit(pid, &["STATEMENT"]);
-    assert_eq!(sleep.last().map(|row| row.sqlstate.as_str()), Some("57P01"), "{sleep:?}");
+    assert_eq!(
+        sleep.last().map(|row| row.sqlstate.as_str()),
+        Some("57P01"),
+        "{sleep:?}"
+    );
 }
 
 #[test]
@@ -1185,7 +1240,10 @@ fn e1_a_crash_of_the_backend_leaves_nothing_and_the_others_start_afresh() {
     }
     cluster.wait_until_up();
     let mut observer = cluster.connect("postgres", &database);
-    let count: i64 = observer.query_one("SELECT count(*) FROM impersonate.active", &[]).unwrap().get(0);
+    let count: i64 = observer
+        .query_one("SELECT count(*) FROM impersonate.active", &[])
+        .unwrap()
+        .get(0);
     assert_eq!(count, 0);
     drop(observer);
     let mut again = RawClient::connect(cluster, &imp, &database);
@@ -1211,11 +1269,16 @@ fn s3_a_switch_cancelled_while_it_waits_for_the_audit_changes_nothing() {
     session.raw.query(&blocked);
     session.raw.flush();
     let pid = session.pid();
-    let look = format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid} AND state = 'active' AND wait_event IS NOT NULL");
+    let look =
+        format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid} AND state = 'active' AND wait_event IS NOT NULL");
     wait_until("it waits", || !stage.look(&look).is_empty());
     session.raw.cancel();
     let answer = session.raw.read_until_ready();
-    assert_eq!(error_in(&answer).map(|error| error.code), Some("57014".to_owned()), "{answer:?}");
+    assert_eq!(
+        error_in(&answer).map(|error| error.code),
+        Some("57014".to_owned()),
+        "{answer:?}"
+    );
     locker.ok("COMMIT");
     session.is("carol");
     session.become_role("bob");
@@ -1236,11 +1299,14 @@ fn s3_a_connection_terminated_while_its_switch_waits_for_the_audit_leaves_nothin
     session.raw.query(&blocked);
     session.raw.flush();
     let pid = session.pid();
-    let look = format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid} AND state = 'active' AND wait_event IS NOT NULL");
+    let look =
+        format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid} AND state = 'active' AND wait_event IS NOT NULL");
     wait_until("it waits", || !stage.look(&look).is_empty());
     stage.admin(&format!("SELECT pg_terminate_backend({pid})"));
     wait_until("the backend is gone", || {
-        stage.look(&format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}")).is_empty()
+        stage
+            .look(&format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}"))
+            .is_empty()
     });
     locker.ok("COMMIT");
     stage.told(pid, &stage.name("imp"), None);
@@ -1306,7 +1372,13 @@ fn s2_a_role_set_inside_goes_at_a_switch_over() {
 
 #[test]
 fn g6_a_role_set_before_is_there_again_whatever_was_set_inside() {
-    for inside in ["SET ROLE <grp>", "SET ROLE NONE", "RESET ROLE", "SET LOCAL ROLE <grp>", "SET ROLE <bob>"] {
+    for inside in [
+        "SET ROLE <grp>",
+        "SET ROLE NONE",
+        "RESET ROLE",
+        "SET LOCAL ROLE <grp>",
+        "SET ROLE <bob>",
+    ] {
         let stage = Stage::new();
         let mut session = stage.session();
         session.ok("SET ROLE <own>");
@@ -1439,8 +1511,10 @@ fn s3_an_impersonation_ends_when_its_session_user_was_local_to_the_transaction()
 fn s3_a_dead_impersonation_does_not_show_in_parallel_workers() {
     let stage = Stage::new();
     parallel_witness(&stage);
-    let mut session =
-        authorized(&stage, "BEGIN; SET LOCAL SESSION AUTHORIZATION <imp>; SELECT setuser('<bob>'); COMMIT");
+    let mut session = authorized(
+        &stage,
+        "BEGIN; SET LOCAL SESSION AUTHORIZATION <imp>; SELECT setuser('<bob>'); COMMIT",
+    );
     session.logged_in_as("postgres");
     session.is_itself();
     force_parallel(&mut session);
@@ -1509,7 +1583,11 @@ fn parallel_witness(stage: &Stage) {
 
 fn force_parallel(session: &mut Session) {
     let version: i32 = session.value("SHOW server_version_num").parse().unwrap();
-    let name = if version < 160_000 { "force_parallel_mode" } else { "debug_parallel_query" };
+    let name = if version < 160_000 {
+        "force_parallel_mode"
+    } else {
+        "debug_parallel_query"
+    };
     session.ok(&format!(
         "SET {name} = on; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;
          SET parallel_leader_participation = off"
@@ -1521,7 +1599,10 @@ fn force_parallel(session: &mut Session) {
 fn in_worker(session: &mut Session) -> Vec<String> {
     let leader = session.pid().to_string();
     let said = session.column("SELECT DISTINCT <s>.witness(a) FROM <s>.many");
-    let said: Vec<Vec<String>> = said.iter().map(|row| row.split(' ').map(str::to_owned).collect()).collect();
+    let said: Vec<Vec<String>> = said
+        .iter()
+        .map(|row| row.split(' ').map(str::to_owned).collect())
+        .collect();
     let workers: Vec<_> = said.iter().filter(|said| said[0] != leader).collect();
     assert!(!workers.is_empty(), "no worker ran it: {said:?}");
     for worker in &workers {
@@ -1716,7 +1797,10 @@ fn s10_prepared_statements_of_the_protocol_are_planned_again() {
     let run = |session: &mut Session| -> Vec<String> {
         session.raw.bind("", "q", &[]);
         session.raw.execute("", 0);
-        rows_in(&session.sync()).into_iter().map(|row| row[0].clone().unwrap()).collect()
+        rows_in(&session.sync())
+            .into_iter()
+            .map(|row| row[0].clone().unwrap())
+            .collect()
     };
     for _ in 0..7 {
         assert_eq!(run(&mut session), ["1"]);
@@ -1855,7 +1939,10 @@ fn s10_show_and_current_setting_agree() {
     let bob = stage.name("bob");
     assert_eq!(session.value("SHOW role"), bob);
     assert_eq!(session.value("SHOW impersonate.target"), bob);
-    assert_eq!(session.value("SELECT setting FROM pg_settings WHERE name = 'impersonate.target'"), bob);
+    assert_eq!(
+        session.value("SELECT setting FROM pg_settings WHERE name = 'impersonate.target'"),
+        bob
+    );
     assert_eq!(session.value("SHOW session_authorization"), stage.name("imp"));
     session.ok("SELECT setuser()");
     assert_eq!(session.value("SHOW role"), "none");
@@ -1881,7 +1968,10 @@ fn e1_two_sessions_may_act_as_the_same_target() {
 fn e1_an_ordinary_user_sees_its_own_impersonations_alone() {
     let stage = Stage::new();
     let count = |session: &mut Session| -> i32 {
-        session.value("SELECT count(*) FROM impersonate.active").parse().unwrap()
+        session
+            .value("SELECT count(*) FROM impersonate.active")
+            .parse()
+            .unwrap()
     };
     let (mut one, mut two) = (stage.session(), stage.session_of("postgres"));
     let mut carol = stage.session_of("carol");
@@ -1913,8 +2003,11 @@ fn e1_impersonations_are_known_in_every_database() {
     session.become_role("bob");
     let mut other = elsewhere.connect("postgres");
     let row = other
-        .query_one("SELECT database::text, impersonator::text, target::text, since <= now(), impersonation_id IS NOT NULL
-                    FROM impersonate.active WHERE pid = $1", &[&session.pid()])
+        .query_one(
+            "SELECT database::text, impersonator::text, target::text, since <= now(), impersonation_id IS NOT NULL
+                    FROM impersonate.active WHERE pid = $1",
+            &[&session.pid()],
+        )
         .unwrap();
     assert_eq!(row.get::<_, String>(0), stage.database());
     assert_eq!(row.get::<_, String>(1), stage.name("imp"));
@@ -1931,11 +2024,16 @@ fn not_preloaded_setuser_says_what_to_do() {
     let mut client = database.connect("postgres");
     let error = fails_with("55000", client.batch_execute("SELECT setuser('postgres')"));
     assert!(error.hint.unwrap().contains("shared_preload_libraries"));
-    let count: i64 = client.query_one("SELECT count(*) FROM impersonate.active", &[]).unwrap().get(0);
+    let count: i64 = client
+        .query_one("SELECT count(*) FROM impersonate.active", &[])
+        .unwrap()
+        .get(0);
     assert_eq!(count, 0);
     client.batch_execute("SELECT impersonate.audit_sync()").unwrap();
     // Loaded by a function's call, it changes nothing of the server.
-    client.batch_execute("SET ROLE pg_monitor; RESET ROLE; BEGIN; SET LOCAL ROLE pg_monitor; ROLLBACK").unwrap();
+    client
+        .batch_execute("SET ROLE pg_monitor; RESET ROLE; BEGIN; SET LOCAL ROLE pg_monitor; ROLLBACK")
+        .unwrap();
     assert_eq!(client.query_one("SHOW role", &[]).unwrap().get::<_, String>(0), "none");
 }
 
@@ -1985,13 +2083,25 @@ fn random_walk(seed: u64, steps: usize) {
                 if who == stage.name("carol") {
                     continue;
                 }
-                let tag = if who.is_empty() { "0".to_owned() } else { session.value("SHOW my.number") };
+                let tag = if who.is_empty() {
+                    "0".to_owned()
+                } else {
+                    session.value("SHOW my.number")
+                };
                 format!("SET {scope} ROLE {role}; SET {scope} my.role = '{tag}:{role}'")
             }
             6 => {
-                let reset = if dice.roll(2) == 0 { "RESET ROLE" } else { "SET ROLE NONE" };
+                let reset = if dice.roll(2) == 0 {
+                    "RESET ROLE"
+                } else {
+                    "SET ROLE NONE"
+                };
                 let who = session.value("SHOW my.target");
-                let tag = if who.is_empty() { "0".to_owned() } else { session.value("SHOW my.number") };
+                let tag = if who.is_empty() {
+                    "0".to_owned()
+                } else {
+                    session.value("SHOW my.number")
+                };
                 format!("{reset}; SET my.role = '{tag}:none'")
             }
             7 | 8 if in_block => {

@@ -52,9 +52,16 @@ impl Stage {
     /// In a cluster that lives as long as the process: see [`lasting`].
     #[track_caller]
     pub fn in_cluster(cluster: &'static Cluster, database: &str) -> Stage {
-        let names = ["imp", "bob", "carol", "grp", "own", "s"].map(|name| (name, unique(name))).to_vec();
+        let names = ["imp", "bob", "carol", "grp", "own", "s"]
+            .map(|name| (name, unique(name)))
+            .to_vec();
         let observer = RefCell::new(cluster.connect("postgres", database));
-        let stage = Stage { cluster, database: database.to_owned(), names, observer };
+        let stage = Stage {
+            cluster,
+            database: database.to_owned(),
+            names,
+            observer,
+        };
         stage.admin(
             "CREATE ROLE <imp> LOGIN; CREATE ROLE <bob> LOGIN; CREATE ROLE <carol> LOGIN;
              CREATE ROLE <grp>; CREATE ROLE <own>;
@@ -82,7 +89,9 @@ impl Stage {
 
     pub fn sql(&self, text: &str) -> String {
         let names = self.names.iter();
-        names.fold(text.to_owned(), |text, (name, real)| text.replace(&format!("<{name}>"), real))
+        names.fold(text.to_owned(), |text, (name, real)| {
+            text.replace(&format!("<{name}>"), real)
+        })
     }
 
     /// Run by a superuser, in one transaction.
@@ -101,9 +110,11 @@ impl Stage {
         let answer = self.observer.borrow_mut().simple_query(&sql);
         let answer = answer.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         let rows = answer.iter().filter_map(|message| match message {
-            postgres::SimpleQueryMessage::Row(row) => {
-                Some((0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect())
-            }
+            postgres::SimpleQueryMessage::Row(row) => Some(
+                (0..row.len())
+                    .map(|column| row.get(column).map(str::to_owned))
+                    .collect(),
+            ),
             _ => None,
         });
         rows.collect()
@@ -120,9 +131,12 @@ impl Stage {
     pub fn session_of(&self, login: &str) -> Session<'_> {
         let options = format!("-c search_path={}", self.name("s"));
         let login = self.name(login);
-        let raw =
-            RawClient::connect_with(self.cluster, &login, &self.database, &[("options", &options)]).unwrap();
-        Session { raw, stage: self, login }
+        let raw = RawClient::connect_with(self.cluster, &login, &self.database, &[("options", &options)]).unwrap();
+        Session {
+            raw,
+            stage: self,
+            login,
+        }
     }
 
     /// Everything of these kinds that the audit has of a process, in order, once what is queued is stored.
@@ -158,7 +172,11 @@ impl Stage {
             let expected = if i % 2 == 0 { "SETUSER" } else { "RESETUSER" };
             assert_eq!(row.event, expected, "row {i} of {rows:#?}");
             if i % 2 == 1 {
-                assert_eq!((&row.id, &row.user), (&rows[i - 1].id, &rows[i - 1].user), "row {i} of {rows:#?}");
+                assert_eq!(
+                    (&row.id, &row.user),
+                    (&rows[i - 1].id, &rows[i - 1].user),
+                    "row {i} of {rows:#?}"
+                );
             }
         }
         let told = rows.iter().map(|row| match row.event.as_str() {
@@ -176,7 +194,13 @@ impl Stage {
     /// What is known of a process: its impersonation, of that target, or none.
     #[track_caller]
     pub fn told(&self, pid: i32, login: &str, target: Option<&str>) {
-        let row = |target| vec![Some(login.to_owned()), Some(self.name(target)), Some(self.database.clone())];
+        let row = |target| {
+            vec![
+                Some(login.to_owned()),
+                Some(self.name(target)),
+                Some(self.database.clone()),
+            ]
+        };
         let expected: Vec<Row> = target.into_iter().map(row).collect();
         assert_eq!(self.active(pid), expected, "impersonate.active");
         let history = self.history(pid);
@@ -195,7 +219,9 @@ impl Stage {
     /// Who impersonates whom in a process, by `impersonate.active`.
     #[track_caller]
     pub fn active(&self, pid: i32) -> Vec<Row> {
-        self.look(&format!("SELECT impersonator, target, database FROM impersonate.active WHERE pid = {pid}"))
+        self.look(&format!(
+            "SELECT impersonator, target, database FROM impersonate.active WHERE pid = {pid}"
+        ))
     }
 }
 
@@ -230,7 +256,8 @@ pub enum Protocol {
 pub const PROTOCOLS: [Protocol; 2] = [Protocol::Simple, Protocol::Extended];
 
 /// What a session says of itself.
-const WITNESS: &str = "SELECT current_user, session_user, current_setting('role'), current_setting('impersonate.target'), \
+const WITNESS: &str =
+    "SELECT current_user, session_user, current_setting('role'), current_setting('impersonate.target'), \
                        current_setting('is_superuser')";
 
 /// A client whose identity is watched.
@@ -267,14 +294,21 @@ impl Session<'_> {
     #[track_caller]
     pub fn value(&mut self, sql: &str) -> String {
         let rows = self.ok(sql);
-        assert_eq!((rows.len(), rows[0].len()), (1, 1), "{sql} should give one value, not {rows:?}");
+        assert_eq!(
+            (rows.len(), rows[0].len()),
+            (1, 1),
+            "{sql} should give one value, not {rows:?}"
+        );
         rows[0][0].clone().unwrap_or_else(|| "NULL".to_owned())
     }
 
     /// The first column.
     #[track_caller]
     pub fn column(&mut self, sql: &str) -> Vec<String> {
-        self.ok(sql).into_iter().map(|row| row[0].clone().unwrap_or_else(|| "NULL".to_owned())).collect()
+        self.ok(sql)
+            .into_iter()
+            .map(|row| row[0].clone().unwrap_or_else(|| "NULL".to_owned()))
+            .collect()
     }
 
     /// Sends and returns everything that comes back, errors too.
@@ -356,7 +390,10 @@ impl Session<'_> {
     #[track_caller]
     pub fn says(&mut self) -> Vec<String> {
         let rows = self.ok(WITNESS);
-        rows[0].iter().map(|value| value.clone().unwrap_or_else(|| "NULL".to_owned())).collect()
+        rows[0]
+            .iter()
+            .map(|value| value.clone().unwrap_or_else(|| "NULL".to_owned()))
+            .collect()
     }
 
     /// What the session should say of itself.
@@ -382,15 +419,28 @@ impl Session<'_> {
     fn witnesses(&mut self, target: Option<&str>, role: Option<&str>) {
         let says = self.says();
         let expected = self.expected(target, role);
-        assert_eq!(says, expected, "current_user, session_user, role, impersonate.target, is_superuser");
-        assert_eq!(self.raw.parameter("is_superuser"), Some(expected[4].as_str()), "is_superuser as reported");
+        assert_eq!(
+            says, expected,
+            "current_user, session_user, role, impersonate.target, is_superuser"
+        );
+        assert_eq!(
+            self.raw.parameter("is_superuser"),
+            Some(expected[4].as_str()),
+            "is_superuser as reported"
+        );
         self.told(target);
         let Some(target) = target else { return };
         let statements = self.stage.audit(self.pid(), &["STATEMENT"]);
-        let last = statements.last().expect("statements under an impersonation are recorded");
+        let last = statements
+            .last()
+            .expect("statements under an impersonation are recorded");
         assert_eq!(last.statement.as_deref(), Some(WITNESS), "{last:?}");
         let audited = [&last.user, &last.session_user, &last.role].map(String::as_str);
-        assert_eq!(audited, [&self.stage.name(target), &self.login, &expected[0]].map(String::as_str), "{last:?}");
+        assert_eq!(
+            audited,
+            [&self.stage.name(target), &self.login, &expected[0]].map(String::as_str),
+            "{last:?}"
+        );
     }
 
     /// What others know: `impersonate.active`, and the last rows of the audit. For when the session can't be asked.

@@ -2,13 +2,23 @@
 
 -- Whoever owns the schema can drop what is in it, so a schema that somebody made beforehand will not do.
 DO $$
+DECLARE
+    schema pg_catalog.pg_namespace;
+    trouble pg_catalog.text;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_namespace n
-                     JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) n.nspowner
-                    WHERE n.nspname OPERATOR(pg_catalog.=) 'impersonate'::pg_catalog.name AND r.rolsuper) THEN
+    SELECT * INTO schema FROM pg_catalog.pg_namespace n WHERE n.nspname OPERATOR(pg_catalog.=) 'impersonate';
+    IF NOT (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) schema.nspowner) THEN
+        trouble := 'schema "impersonate" belongs to a role that is not a superuser';
+    ELSIF EXISTS (SELECT FROM pg_catalog.aclexplode(schema.nspacl) a
+                   WHERE a.privilege_type OPERATOR(pg_catalog.=) 'CREATE'
+                     AND NOT EXISTS (SELECT FROM pg_catalog.pg_roles r
+                                      WHERE r.oid OPERATOR(pg_catalog.=) a.grantee AND r.rolsuper)) THEN
+        trouble := 'a role that is not a superuser may create in schema "impersonate"';
+    END IF;
+    IF trouble IS NOT NULL THEN
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
-            MESSAGE = 'schema "impersonate" belongs to a role that is not a superuser',
+            MESSAGE = trouble,
             HINT = 'DROP SCHEMA impersonate, then CREATE EXTENSION impersonate makes its own.';
     END IF;
 END
@@ -58,14 +68,6 @@ COMMENT ON FUNCTION impersonate.stamp_grant() IS
 CREATE TRIGGER stamp BEFORE INSERT ON impersonate.set_user_grant
     FOR EACH ROW EXECUTE FUNCTION impersonate.stamp_grant();
 
--- A role that was dropped from another database is still named here, by a number that may be somebody else's where the
--- dump goes.
-CREATE FUNCTION impersonate.grant_lives(impersonate.set_user_grant) RETURNS boolean
-    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'grant_lives_wrapper';
-COMMENT ON FUNCTION impersonate.grant_lives(impersonate.set_user_grant) IS
-    'whether the roles of a stored right still exist; pg_dump takes no other';
-SELECT pg_catalog.pg_extension_config_dump('impersonate.set_user_grant',
-    'WHERE impersonate.grant_lives(set_user_grant)');
 SELECT pg_catalog.pg_extension_config_dump('impersonate.grant_id_seq', '');
 
 CREATE FUNCTION impersonate.live_grants(
@@ -73,6 +75,21 @@ CREATE FUNCTION impersonate.live_grants(
     OUT as_superuser boolean, OUT granted_at timestamptz) RETURNS SETOF record
     LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'live_grants_wrapper';
 COMMENT ON FUNCTION impersonate.live_grants() IS 'rights whose roles still exist; what impersonate.grants shows';
+
+-- What pg_dump takes in place of the table's own rows: live rights alone, with names for OIDs, in stamps. A name that is
+-- missing where the dump goes then costs one row and not all.
+CREATE FUNCTION impersonate.dumped_grants() RETURNS SETOF impersonate.set_user_grant
+    LANGUAGE sql STABLE PARALLEL RESTRICTED AS $$
+    SELECT g.grant_id, 0::pg_catalog.oid::pg_catalog.regrole, g.scope, 0::pg_catalog.oid::pg_catalog.regrole, g.admin,
+           0::pg_catalog.oid::pg_catalog.regrole, g.as_superuser, g.granted_at,
+           ARRAY[pg_catalog.pg_get_userbyid(g.grantee),
+                 COALESCE(pg_catalog.pg_get_userbyid(g.grantor), ''),
+                 COALESCE(pg_catalog.pg_get_userbyid(r.role), '')]::pg_catalog.text[]
+      FROM impersonate.live_grants() g LEFT JOIN LATERAL pg_catalog.unnest(g.roles) r(role) ON true
+$$;
+COMMENT ON FUNCTION impersonate.dumped_grants() IS 'the rights by role name, for pg_dump';
+SELECT pg_catalog.pg_extension_config_dump('impersonate.set_user_grant',
+    'WHERE false UNION ALL SELECT * FROM impersonate.dumped_grants()');
 
 CREATE VIEW impersonate.grants AS
     SELECT g.grant_id,

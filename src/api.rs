@@ -330,6 +330,16 @@ fn revoke_set_user(
         .into_iter()
         .chain(grants::role_list(with_roles).map(policy::RevokeWhat::WithRoles));
     let mut wanted: Vec<policy::RevokeWhat> = only_any.into_iter().chain(lists).collect();
+    if wanted.iter().any(|what| {
+        matches!(what, policy::RevokeWhat::Users(list) | policy::RevokeWhat::WithRoles(list) if list.is_empty())
+    }) {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_INVALID_GRANT_OPERATION,
+            "the list of roles is empty".to_owned(),
+            None,
+            Some("Name at least one role.".to_owned()),
+        ));
+    }
     if wanted.is_empty() {
         wanted.push(policy::RevokeWhat::Everything);
     }

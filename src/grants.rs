@@ -48,6 +48,8 @@ pub fn statement(utility: &Utility, grant: &RoleGrant) -> Option<Course> {
         );
     }
     require_extension();
+    // Before names are looked up: a role that is being dropped is then gone, or stays.
+    store::lock_rights();
     let grantees: Vec<RoleId> = grant
         .grantees()
         .into_iter()
@@ -246,7 +248,7 @@ fn grant_error(catalogs: &Catalogs, error: &GrantError, request: &GrantRequest) 
             invalid,
             "admin option over SET USER cannot be granted back to the role that it hangs on".to_owned(),
             Some(format!(
-                "The admin option of \"{}\" was granted by \"{}\".",
+                "The admin option of \"{}\" hangs on that of \"{}\".",
                 catalogs.name(*grantor),
                 catalogs.name(*grantee)
             )),

@@ -2,7 +2,7 @@
 
 use crate::pg::trampoline::{self, Course, Handlers, Utility};
 use crate::pg::utility::{self, Concern};
-use crate::pg::{identity, own_objects, rights};
+use crate::pg::{identity, own_objects, rights, store};
 use crate::{audit, grants, session, settings, statements};
 
 /// For `pg/trampoline.rs`.
@@ -45,7 +45,13 @@ fn before_utility(utility: &Utility) -> Course {
             grants::check_role_name(&name);
             unchanged
         }
-        Concern::RoleDropped => Course { tell_when_done: true, ..unchanged },
+        Concern::RoleDropped => {
+            // In the order in which GRANT locks: the rights, then the role.
+            if identity::in_transaction() && !identity::in_recovery() {
+                store::lock_rights();
+            }
+            Course { tell_when_done: true, ..unchanged }
+        }
         Concern::DiscardAll => {
             if session::in_force().is_some() {
                 utility::prevent_in_transaction_block(utility, c"DISCARD ALL");

@@ -195,3 +195,9 @@ pub fn to_server(text: &str) -> Vec<u8> {
         }
     }
 }
+
+/// Whether this server is a standby.
+pub fn in_recovery() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}

@@ -68,10 +68,25 @@ pub fn lock_rights() {
     }
 }
 
-fn run(statement: &str, arguments: &[pgrx::datum::DatumWithOid]) {
-    let done = Spi::connect_mut(|client| client.update(statement, None, arguments).map(|_| ()));
-    if let Err(error) = done {
-        ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("cannot store rights: {error}"));
+/// Runs a statement; how many rows it was about.
+fn run(statement: &str, arguments: &[pgrx::datum::DatumWithOid]) -> usize {
+    match Spi::connect_mut(|client| client.update(statement, None, arguments).map(|done| done.len())) {
+        Ok(rows) => rows,
+        Err(error) => {
+            ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("cannot store rights: {error}"));
+            unreachable!("an error does not return")
+        }
+    }
+}
+
+/// What was judged is the newest state, what is written is what the transaction's snapshot sees: they must agree.
+fn run_for_some(statement: &str, arguments: &[pgrx::datum::DatumWithOid]) {
+    if run(statement, arguments) == 0 {
+        ereport!(
+            PgLogLevel::ERROR,
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            "could not serialize access due to concurrent update"
+        );
     }
 }
 
@@ -112,7 +127,7 @@ pub fn apply(changes: &[Change]) {
                     }
                 }
                 Change::Delete { id } => {
-                    run("DELETE FROM impersonate.set_user_grant WHERE grant_id = $1", &[(*id).into()]);
+                    run_for_some("DELETE FROM impersonate.set_user_grant WHERE grant_id = $1", &[(*id).into()]);
                 }
             }
         }
@@ -155,7 +170,7 @@ fn update(row: &Row, scope: &Scope, admin: Admin, as_superuser: bool) {
         "DELETE FROM impersonate.set_user_grant WHERE grant_id = $1 AND NOT role::oid = ANY ($2)",
         &[row.id.into(), listed.into()],
     );
-    run(
+    run_for_some(
         "UPDATE impersonate.set_user_grant SET admin = $2, as_superuser = $3 WHERE grant_id = $1",
         &[row.id.into(), admin.as_str().into(), as_superuser.into()],
     );

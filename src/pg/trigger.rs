@@ -17,7 +17,6 @@ macro_rules! version_1 {
 
 version_1!(pg_finfo_stamp_grant_wrapper);
 version_1!(pg_finfo_audit_guard_wrapper);
-version_1!(pg_finfo_grant_lives_wrapper);
 
 unsafe fn trigger_data(fcinfo: pg_sys::FunctionCallInfo) -> *mut pg_sys::TriggerData {
     // SAFETY: the caller's own fcinfo; a trigger call carries its data as context.
@@ -75,18 +74,56 @@ pub unsafe extern "C-unwind" fn stamp_grant_wrapper(fcinfo: pg_sys::FunctionCall
         }
         let tuple = (*data).tg_trigtuple;
         let Some(row) = rights::row(tuple, (*relation).rd_att) else { return Datum::from(tuple) };
-        let Some(row) = stamped(row) else { return Datum::null() };
-        let (column, stamps, null) = (9, row.stamps.into_datum().unwrap_or(Datum::null()), false);
+        let Some(row) = by_name(row).and_then(stamped) else { return Datum::null() };
+        let columns = [2, 4, 6, 9];
+        let values = [
+            Datum::from(row.grantee),
+            Datum::from(row.role),
+            Datum::from(row.grantor),
+            row.stamps.into_datum().unwrap_or(Datum::null()),
+        ];
+        let nulls = [false; 4];
         let new = pg_sys::heap_modify_tuple_by_cols(
             tuple,
             (*relation).rd_att,
-            1,
-            &raw const column as *mut _,
-            &raw const stamps as *mut _,
-            &raw const null as *mut _,
+            4,
+            columns.as_ptr().cast_mut(),
+            values.as_ptr().cast_mut(),
+            nulls.as_ptr().cast_mut(),
         );
         Datum::from(new)
     }
+}
+
+/// A row of a dump has names in place of OIDs; one whose roles aren't all here is left out, with a warning.
+fn by_name(mut row: Row) -> Option<Row> {
+    if row.grantee != Oid::INVALID {
+        return Some(row);
+    }
+    let find = |place: usize| {
+        let name = row.stamps.get(place).map_or("", String::as_str);
+        let role = std::ffi::CString::new(name).ok().and_then(|name| super::identity::role_named(&name));
+        if role.is_none() && !name.is_empty() {
+            ereport!(
+                PgLogLevel::WARNING,
+                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                format!("role \"{name}\" does not exist, a SET USER right that names it is left out")
+            );
+        }
+        role
+    };
+    row.grantee = find(0)?;
+    row.grantor = if row.as_superuser {
+        let name = row.stamps.get(1).map_or("", String::as_str);
+        let role = std::ffi::CString::new(name).ok().and_then(|name| super::identity::role_named(&name));
+        role.unwrap_or(Oid::INVALID)
+    } else {
+        find(1)?
+    };
+    if row.scope != "any" {
+        row.role = find(2)?;
+    }
+    Some(row)
 }
 
 /// The row with the stamps of the roles that exist; None when nothing of it would live.
@@ -94,7 +131,7 @@ fn stamped(mut row: Row) -> Option<Row> {
     // The stamp of a role that is gone; no role bears it.
     const GONE: &str = "";
     let grantee = rights::stamp(row.grantee)?;
-    let grantor = match rights::stamp(row.grantor) {
+    let grantor = match (row.grantor != Oid::INVALID).then(|| rights::stamp(row.grantor)).flatten() {
         Some(stamp) => stamp,
         None if row.as_superuser => GONE.to_owned(),
         None => return None,
@@ -102,27 +139,4 @@ fn stamped(mut row: Row) -> Option<Row> {
     let role = if row.role == Oid::INVALID { None } else { Some(rights::stamp(row.role)?) };
     row.stamps = [grantee, grantor].into_iter().chain(role).collect();
     Some(row)
-}
-
-/// `impersonate.grant_lives`: whether a row of the rights table counts.
-///
-/// # Safety
-/// Called by the server, with a row of that table.
-#[no_mangle]
-#[pg_guard]
-pub unsafe extern "C-unwind" fn grant_lives_wrapper(fcinfo: pg_sys::FunctionCallInfo) -> Datum {
-    // SAFETY: declared STRICT with one argument of the table's row type, whose descriptor the datum names.
-    unsafe {
-        let header = pg_sys::pg_detoast_datum((*(*fcinfo).args.as_ptr()).value.cast_mut_ptr())
-            .cast::<pg_sys::HeapTupleHeaderData>();
-        let (row_type, modifier) = ((*header).t_choice.t_datum.datum_typeid, (*header).t_choice.t_datum.datum_typmod);
-        let descriptor = pg_sys::lookup_rowtype_tupdesc_copy(row_type, modifier);
-        let mut tuple = pg_sys::HeapTupleData {
-            t_len: (*header).t_choice.t_datum.datum_len_ as u32 >> 2,
-            t_data: header,
-            ..Default::default()
-        };
-        let row = rights::row(&raw mut tuple, descriptor);
-        Datum::from(row.is_some_and(|row| row.lives()))
-    }
 }

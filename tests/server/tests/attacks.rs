@@ -267,11 +267,6 @@ attacks! {
     x4_merge_audit ["MERGE INTO impersonate.audit a USING (SELECT 1) x ON true WHEN MATCHED THEN DELETE"]
     x4_upsert_rights ["INSERT INTO impersonate.set_user_grant (grantee, scope, grantor, as_superuser) VALUES ('<bob>', 'any', 'postgres', true) ON CONFLICT (grant_id) DO UPDATE SET admin = 'option'"]
     x4_copy_audit ["COPY impersonate.audit FROM '/dev/null'"]
-    x4_truncate_audit ["TRUNCATE impersonate.audit"]
-    x4_drop_audit ["DROP TABLE impersonate.audit CASCADE"]
-    x4_drop_extension ["DROP EXTENSION impersonate CASCADE"]
-    x4_drop_schema ["DROP SCHEMA impersonate CASCADE"]
-    x4_drop_setuser ["DROP FUNCTION pg_catalog.setuser CASCADE"]
     x4_alter_setuser ["ALTER FUNCTION pg_catalog.setuser OWNER TO <bob>"]
     x4_replace_guard ["CREATE OR REPLACE FUNCTION impersonate.audit_guard() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"]
     x4_disable_trigger ["ALTER TABLE impersonate.audit DISABLE TRIGGER ALL"]
@@ -286,11 +281,16 @@ attacks! {
     x4_rename_column ["ALTER TABLE impersonate.audit RENAME COLUMN statement TO gone"]
     x4_alter_sequence ["ALTER SEQUENCE impersonate.grant_id_seq RESTART"]
     x4_grant_on_audit ["GRANT ALL ON impersonate.audit TO PUBLIC"]
-    x4_grant_in_schema ["GRANT ALL ON ALL TABLES IN SCHEMA impersonate TO PUBLIC"]
-    x4_reassign_owned ["REASSIGN OWNED BY postgres TO <bob>"];
+    x4_grant_in_schema ["GRANT ALL ON ALL TABLES IN SCHEMA impersonate TO PUBLIC"];
 
-    // In a database of its own each, as they would do harm.
+    // In a database of its own each, as they would do harm, or take locks that others wait for.
     untouchable:
+    x4_truncate_audit ["TRUNCATE impersonate.audit"]
+    x4_drop_audit ["DROP TABLE impersonate.audit CASCADE"]
+    x4_drop_extension ["DROP EXTENSION impersonate CASCADE"]
+    x4_drop_schema ["DROP SCHEMA impersonate CASCADE"]
+    x4_drop_setuser ["DROP FUNCTION pg_catalog.setuser CASCADE"]
+    x4_reassign_owned ["REASSIGN OWNED BY postgres TO <bob>"]
     x4_drop_the_guard ["DROP TRIGGER guard ON impersonate.audit"]
     x4_rename_the_guard ["ALTER TRIGGER guard ON impersonate.audit RENAME TO g"]
     x4_drop_index ["DROP INDEX impersonate.set_user_grant_grantee"]

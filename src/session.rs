@@ -82,6 +82,9 @@ struct Before {
     role_state: RoleState,
     settings: guc_values::Values,
     temporary: Vec<Oid>,
+    since: pgrx::pg_sys::TimestampTz,
+    /// What the one that this one lies over would put back: `local` over a lasting one.
+    under: Option<Rc<Before>>,
 }
 
 thread_local! {
@@ -377,10 +380,20 @@ pub fn start(switch: &Switch) -> Name {
         publish(&state);
         trampoline::watch(true);
         crate::audit::wait_stored(sequence);
-        if let Some(old) = in_force().filter(|_| !switch.local) {
-            put_back(&old);
-        }
-        let before = Before { role: guc::take_role(), role_state: session.role.get(), settings: guc_values::take(), temporary: leftovers::temporary_objects() };
+        let under = match in_force() {
+            // It takes the old one's place.
+            Some(old) if old.local && switch.local => {
+                put_back(&old);
+                before(&old).and_then(|before| before.under.clone())
+            }
+            Some(old) if switch.local => before(&old),
+            Some(old) => {
+                put_all_back(&old);
+                None
+            }
+            None => None,
+        };
+        let before = Before { since: state.since, under, role: guc::take_role(), role_state: session.role.get(), settings: guc_values::take(), temporary: leftovers::temporary_objects() };
         session.before.borrow_mut().push((state.id, Rc::new(before)));
         session.wanted.set(Some(state));
         guc::set_target(&value, switch.local);
@@ -398,10 +411,10 @@ pub fn end(cause: Cause, statement: Option<&str>) {
     let Some(state) = in_force() else { return };
     SESSION.with(|session| {
         statements::stand_by();
-        let before = before(&state);
+        let before = before(&state).map(lowest);
         // May fail; the settings cannot, and some of them ask who sets them.
         if let Some(before) = &before {
-            leftovers::remove(state.since, &before.temporary);
+            leftovers::remove(before.since, &before.temporary);
         }
         session.changing.set(true);
         guc::set_target(c"", false);
@@ -413,6 +426,22 @@ pub fn end(cause: Cause, statement: Option<&str>) {
         tell_end(&state, cause, statement.map(str::as_bytes));
         trampoline::watch(must_watch());
     });
+}
+
+/// What the impersonation at the bottom puts back.
+fn lowest(mut before: Rc<Before>) -> Rc<Before> {
+    while let Some(under) = before.under.clone() {
+        before = under;
+    }
+    before
+}
+
+/// As [`put_back`], with the one that lies under it.
+fn put_all_back(state: &TargetState) {
+    if let Some(before) = before(state).map(lowest) {
+        leftovers::remove(before.since, &before.temporary);
+        put_settings_back(&before);
+    }
 }
 
 fn before(state: &TargetState) -> Option<Rc<Before>> {

@@ -87,6 +87,16 @@ fn temporary_schema() -> Option<Oid> {
 /// under a known name, a cursor's query goes on as whoever fetches. A driver's own prepared statements stay: only the
 /// client can make them.
 pub fn remove(since: TimestampTz, before: &[Oid]) {
+    // The target's code may have made the transaction read-only; that shall not keep her in. After an error the abort
+    // of the transaction puts it back.
+    // SAFETY: a plain global of this backend.
+    let read_only = unsafe { std::ptr::replace(&raw mut pg_sys::XactReadOnly, false) };
+    remove_writing(since, before);
+    // SAFETY: as above.
+    unsafe { pg_sys::XactReadOnly = read_only };
+}
+
+fn remove_writing(since: TimestampTz, before: &[Oid]) {
     let cursors = open_cursors(Some(since));
     let since = super::identity::timestamp(since);
     with_snapshot(|| {

@@ -63,7 +63,12 @@ pub fn is_own(class: Oid, object: Oid) -> bool {
         if class == pg_sys::NamespaceRelationId {
             return object == pg_sys::get_namespace_oid(c"impersonate".as_ptr(), true);
         }
+        // An index is no member of its own; what it indexes is.
+        let index_of = |object| {
+            if class == pg_sys::RelationRelationId { pg_sys::IndexGetRelation(object, true) } else { Oid::INVALID }
+        };
         pg_sys::getExtensionOfObject(class, object) == extension
+            || pg_sys::getExtensionOfObject(class, index_of(object)) == extension
     }
 }
 
@@ -149,6 +154,9 @@ pub fn concerns(kind: NodeTag) -> bool {
             | NodeTag::T_AlterRoleSetStmt
             | NodeTag::T_AlterDatabaseSetStmt
             | NodeTag::T_AlterTableStmt
+            | NodeTag::T_CreateStmt
+            | NodeTag::T_DropStmt
+            | NodeTag::T_RenameStmt
             | NodeTag::T_CreateTrigStmt
             | NodeTag::T_RuleStmt
             | NodeTag::T_CreatePolicyStmt
@@ -171,7 +179,29 @@ pub unsafe fn changed_by(node: *mut pg_sys::Node) -> Option<String> {
             NodeTag::T_AlterSystemStmt => setting((*node.cast::<pg_sys::AlterSystemStmt>()).setstmt),
             NodeTag::T_AlterRoleSetStmt => setting((*node.cast::<pg_sys::AlterRoleSetStmt>()).setstmt),
             NodeTag::T_AlterDatabaseSetStmt => setting((*node.cast::<pg_sys::AlterDatabaseSetStmt>()).setstmt),
-            NodeTag::T_AlterTableStmt => relation((*node.cast::<pg_sys::AlterTableStmt>()).relation),
+            NodeTag::T_AlterTableStmt => {
+                let alter = &*node.cast::<pg_sys::AlterTableStmt>();
+                relation(alter.relation).or_else(|| list_pointers(alter.cmds).find_map(|command| joined_by(command.cast())))
+            }
+            NodeTag::T_CreateStmt => {
+                let create = &*node.cast::<pg_sys::CreateStmt>();
+                in_own_schema(create.relation)
+                    .or_else(|| list_pointers(create.inhRelations).find_map(|parent| relation(parent.cast())))
+                    .or_else(|| list_pointers(create.tableElts).find_map(|element| refers(element.cast())))
+            }
+            NodeTag::T_RenameStmt => relation((*node.cast::<pg_sys::RenameStmt>()).relation),
+            NodeTag::T_DropStmt => {
+                let drop = &*node.cast::<pg_sys::DropStmt>();
+                let of_table = [
+                    pg_sys::ObjectType::OBJECT_TRIGGER,
+                    pg_sys::ObjectType::OBJECT_RULE,
+                    pg_sys::ObjectType::OBJECT_POLICY,
+                ];
+                if !of_table.contains(&drop.removeType) {
+                    return None;
+                }
+                list_pointers(drop.objects).find_map(|name| table_of(name.cast()))
+            }
             NodeTag::T_CreateTrigStmt => relation((*node.cast::<pg_sys::CreateTrigStmt>()).relation),
             NodeTag::T_RuleStmt => relation((*node.cast::<pg_sys::RuleStmt>()).relation),
             NodeTag::T_CreatePolicyStmt => relation((*node.cast::<pg_sys::CreatePolicyStmt>()).table),
@@ -188,15 +218,80 @@ pub unsafe fn changed_by(node: *mut pg_sys::Node) -> Option<String> {
                     if names_schema {
                         let name = CStr::from_ptr((*object.cast::<pg_sys::String>()).sval);
                         (name == c"impersonate").then(|| "privileges on schema impersonate".to_owned())
-                    } else if tag(object.cast::<pg_sys::Node>()) == Some(NodeTag::T_RangeVar) {
-                        relation(object.cast())
                     } else {
-                        None
+                        match tag(object.cast::<pg_sys::Node>())? {
+                            NodeTag::T_RangeVar => relation(object.cast()),
+                            NodeTag::T_ObjectWithArgs => function(object.cast(), grant.objtype),
+                            _ => None,
+                        }
                     }
                 })
             }
             _ => None,
         }
+    }
+}
+
+/// A function's own privileges.
+unsafe fn function(name: *mut pg_sys::ObjectWithArgs, kind: pg_sys::ObjectType::Type) -> Option<String> {
+    // SAFETY: a look-up, missing_ok.
+    unsafe {
+        let function = pg_sys::LookupFuncWithArgs(kind, name, true);
+        (function != Oid::INVALID && is_own(pg_sys::ProcedureRelationId, function))
+            .then(|| "privileges on functions of extension impersonate".to_owned())
+    }
+}
+
+/// Another table is joined to one of ours: as its child, its parent, or by a foreign key.
+unsafe fn joined_by(command: *mut pg_sys::AlterTableCmd) -> Option<String> {
+    use pg_sys::AlterTableType::{
+        AT_AddConstraint, AT_AddInherit, AT_AttachPartition, AT_DetachPartition, AT_DropInherit,
+    };
+    // SAFETY: what `def` is depends on the kind of command (parsenodes.h); its tag is tested.
+    unsafe {
+        let (kind, def) = ((*command).subtype, (*command).def);
+        if [AT_AttachPartition, AT_DetachPartition].contains(&kind) && tag(def) == Some(NodeTag::T_PartitionCmd) {
+            return relation((*def.cast::<pg_sys::PartitionCmd>()).name);
+        }
+        if [AT_AddInherit, AT_DropInherit].contains(&kind) && tag(def) == Some(NodeTag::T_RangeVar) {
+            return relation(def.cast());
+        }
+        if kind == AT_AddConstraint { refers(def) } else { None }
+    }
+}
+
+/// A foreign key to one of our tables, by itself or on a column.
+unsafe fn refers(element: *mut pg_sys::Node) -> Option<String> {
+    // SAFETY: each node is tested for its tag.
+    unsafe {
+        match tag(element)? {
+            NodeTag::T_Constraint => relation((*element.cast::<pg_sys::Constraint>()).pktable),
+            NodeTag::T_ColumnDef => list_pointers((*element.cast::<pg_sys::ColumnDef>()).constraints)
+                .find_map(|constraint| refers(constraint.cast())),
+            _ => None,
+        }
+    }
+}
+
+unsafe fn in_own_schema(name: *mut pg_sys::RangeVar) -> Option<String> {
+    // SAFETY: null or a RangeVar, whose schema may be null.
+    unsafe {
+        if name.is_null() || (*name).schemaname.is_null() {
+            return None;
+        }
+        (CStr::from_ptr((*name).schemaname) == c"impersonate").then(|| "schema impersonate".to_owned())
+    }
+}
+
+/// The table of a trigger, rule or policy, whose name is the last of the list.
+unsafe fn table_of(names: *mut pg_sys::List) -> Option<String> {
+    // SAFETY: a list of strings; the copy is cut by one.
+    unsafe {
+        if tag(names.cast::<pg_sys::Node>()) != Some(NodeTag::T_List) || (*names).length < 2 {
+            return None;
+        }
+        let table = pg_sys::list_truncate(pg_sys::list_copy(names), (*names).length - 1);
+        relation(pg_sys::makeRangeVarFromNameList(table))
     }
 }
 

@@ -126,7 +126,7 @@ fn x5_l3_random_queries_crash_nothing_and_are_all_on_record() {
         "only {all} statements came through the proxy"
     );
     println!(
-        "{all} statements of {} connections, {failed} of them failed: {states:?}",
+        "{all} statements of {} connections, {failed} of them failed: {states:?} {internal:?}",
         sent.len()
     );
 }

@@ -17,7 +17,12 @@ use std::ffi::CString;
 const MAX_REASON: usize = 8192;
 
 fn refusal(sqlstate: PgSqlErrorCode, message: String, detail: Option<String>, hint: Option<String>) -> Refusal {
-    Refusal { sqlstate, message, detail, hint }
+    Refusal {
+        sqlstate,
+        message,
+        detail,
+        hint,
+    }
 }
 
 /// `pg_catalog.setuser`: start, switch over, or end (S1 to S7).
@@ -54,7 +59,14 @@ fn setuser(
         statements::told_otherwise(key);
         return role_now();
     };
-    let request = Request { target, reason, local: local.unwrap_or(false), cookie, no_revert: no_revert.unwrap_or(false), with_settings: with_settings.unwrap_or(false) };
+    let request = Request {
+        target,
+        reason,
+        local: local.unwrap_or(false),
+        cookie,
+        no_revert: no_revert.unwrap_or(false),
+        with_settings: with_settings.unwrap_or(false),
+    };
     let name = start(key, &request);
     statements::told_otherwise(key);
     name
@@ -76,9 +88,7 @@ fn own_statement(fcinfo: pg_sys::FunctionCallInfo) -> usize {
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "impersonate must be loaded via \"shared_preload_libraries\"".to_owned(),
             None,
-            Some(
-                "Add impersonate to shared_preload_libraries in postgresql.conf and restart the server.".to_owned(),
-            ),
+            Some("Add impersonate to shared_preload_libraries in postgresql.conf and restart the server.".to_owned()),
         ));
     }
     portal::clients_own_call(fcinfo).unwrap_or_else(|| {
@@ -106,7 +116,9 @@ fn shown(text: &[u8]) -> String {
 
 /// The call as the audit has it: without the cookie.
 fn call(target: Option<&[u8]>) -> Vec<u8> {
-    let Some(target) = target else { return b"SELECT setuser()".to_vec() };
+    let Some(target) = target else {
+        return b"SELECT setuser()".to_vec();
+    };
     let mut text = b"SELECT setuser(".to_vec();
     let backslash = target.contains(&b'\\');
     text.extend_from_slice(if backslash { b"E'" } else { b"'" });
@@ -126,7 +138,10 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "an impersonation must end with its transaction here".to_owned(),
             Some("Setting \"impersonate.local_only\" is on, because others may get this connection next.".to_owned()),
-            Some(format!("BEGIN; SELECT setuser({}, local => true);", quote_literal(&shown(request.target)))),
+            Some(format!(
+                "BEGIN; SELECT setuser({}, local => true);",
+                quote_literal(&shown(request.target))
+            )),
         );
         deny(key, Some(request.target), &refusal, request.reason);
     }
@@ -161,7 +176,9 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
 
 fn named(name: &[u8]) -> Option<Oid> {
     // A longer name is no role's, though look-ups by name compare only as much as a name holds.
-    (name.len() < 64).then(|| CString::new(name).ok().and_then(|name| identity::role_named(&name))).flatten()
+    (name.len() < 64)
+        .then(|| CString::new(name).ok().and_then(|name| identity::role_named(&name)))
+        .flatten()
 }
 
 fn judge(catalogs: &Catalogs, impersonator: Oid, target: Oid, via: Option<Oid>) -> Verdict {
@@ -170,7 +187,9 @@ fn judge(catalogs: &Catalogs, impersonator: Oid, target: Oid, via: Option<Oid>) 
         Impersonator(role_id(impersonator)),
         Target(role_id(target)),
         via.map(role_id),
-        &Rules { require_login: settings::require_login() },
+        &Rules {
+            require_login: settings::require_login(),
+        },
     )
 }
 
@@ -225,13 +244,17 @@ fn required_role(name: &[u8]) -> Oid {
             None,
             None,
         ));
-        })
+    })
 }
 
 fn judged(target: &[u8], impersonator: &[u8]) -> (Catalogs, Verdict) {
     let (target, impersonator) = (required_role(target), required_role(impersonator));
     // A SET ROLE counts for the one who made it.
-    let via = if impersonator == identity::session_user() { session::via() } else { None };
+    let via = if impersonator == identity::session_user() {
+        session::via()
+    } else {
+        None
+    };
     let catalogs = Catalogs::default();
     let verdict = judge(&catalogs, impersonator, target, via);
     (catalogs, verdict)
@@ -260,7 +283,9 @@ fn explain_setuser(
         name!(remedy, Option<Vec<u8>>),
     ),
 > {
-    let (Some(target), Some(impersonator)) = (target, impersonator) else { return TableIterator::new(Vec::new()) };
+    let (Some(target), Some(impersonator)) = (target, impersonator) else {
+        return TableIterator::new(Vec::new());
+    };
     let (catalogs, verdict) = judged(target, impersonator);
     let rows: Vec<_> = verdict
         .conditions
@@ -299,12 +324,14 @@ fn grant_set_user(
             None,
             Some("Valid values are \"none\", \"option\" and \"only\".".to_owned()),
         ));
-        });
+    });
     let scopes = match (grants::role_list(users), grants::role_list(with_roles)) {
         (None, None) => vec![Scope::Any],
-        (users, roles) => {
-            users.map(Scope::Users).into_iter().chain(roles.map(Scope::AnyWithRoles)).collect()
-        }
+        (users, roles) => users
+            .map(Scope::Users)
+            .into_iter()
+            .chain(roles.map(Scope::AnyWithRoles))
+            .collect(),
     };
     for scope in scopes {
         grants::give(vec![grantee], scope, admin, identity::current_user());
@@ -330,9 +357,9 @@ fn revoke_set_user(
         .into_iter()
         .chain(grants::role_list(with_roles).map(policy::RevokeWhat::WithRoles));
     let mut wanted: Vec<policy::RevokeWhat> = only_any.into_iter().chain(lists).collect();
-    if wanted.iter().any(|what| {
-        matches!(what, policy::RevokeWhat::Users(list) | policy::RevokeWhat::WithRoles(list) if list.is_empty())
-    }) {
+    if wanted.iter().any(
+        |what| matches!(what, policy::RevokeWhat::Users(list) | policy::RevokeWhat::WithRoles(list) if list.is_empty()),
+    ) {
         session::raise(&refusal(
             PgSqlErrorCode::ERRCODE_INVALID_GRANT_OPERATION,
             "the list of roles is empty".to_owned(),
@@ -362,7 +389,7 @@ fn required(role: Option<Oid>, argument: &str) -> Oid {
             None,
             None,
         ));
-        })
+    })
 }
 
 /// `impersonate.live_grants`
@@ -388,7 +415,16 @@ fn live_grants() -> TableIterator<
             let row = right.row;
             let granted_at = identity::timestamp(row.granted_at)?;
             let grantor = (row.grantor != Oid::INVALID).then_some(row.grantor);
-            Some((row.id, row.grantee, row.scope, right.roles, row.admin, grantor, row.as_superuser, granted_at))
+            Some((
+                row.id,
+                row.grantee,
+                row.scope,
+                right.roles,
+                row.admin,
+                grantor,
+                row.as_superuser,
+                granted_at,
+            ))
         })
         .collect();
     TableIterator::new(rows)

@@ -11,7 +11,9 @@ use crate::{session, statements};
 use impersonate_policy as policy;
 use pgrx::pg_sys::Oid;
 use pgrx::{ereport, PgLogLevel, PgSqlErrorCode};
-use policy::{Admin, GrantError, GrantRequest, Privilege, RevokeError, RevokeRequest, RevokeWhat, RoleId, Scope, World};
+use policy::{
+    Admin, GrantError, GrantRequest, Privilege, RevokeError, RevokeRequest, RevokeWhat, RoleId, Scope, World,
+};
 use std::ffi::CString;
 
 fn raise(sqlstate: PgSqlErrorCode, message: String, detail: Option<String>, hint: Option<String>) -> ! {
@@ -57,7 +59,10 @@ pub fn statement(utility: &Utility, grant: &RoleGrant) -> Option<Course> {
             grantee.map(role_id).unwrap_or_else(|| {
                 raise(
                     PgSqlErrorCode::ERRCODE_INVALID_GRANT_OPERATION,
-                    format!("cannot {verb_text} SET USER {} PUBLIC", if grant.is_grant { "to" } else { "from" }),
+                    format!(
+                        "cannot {verb_text} SET USER {} PUBLIC",
+                        if grant.is_grant { "to" } else { "from" }
+                    ),
                     None,
                     Some("Name the roles, or a group that they are members of.".to_owned()),
                 )
@@ -93,7 +98,12 @@ pub fn statement(utility: &Utility, grant: &RoleGrant) -> Option<Course> {
                 ),
             };
             let what = privilege.revoked(list).unwrap_or_else(|error| list_error(error));
-            let request = RevokeRequest { grantees: grantees.clone(), what, admin_option_only, cascade: grant.cascade };
+            let request = RevokeRequest {
+                grantees: grantees.clone(),
+                what,
+                admin_option_only,
+                cascade: grant.cascade,
+            };
             take(&request, grantor);
         }
     }
@@ -111,14 +121,24 @@ fn list_error(error: policy::ListError) -> ! {
             "GRANT \"SET USER\" (role, ...) TO grantee;".to_owned(),
         ),
     };
-    raise(PgSqlErrorCode::ERRCODE_INVALID_GRANT_OPERATION, message, None, Some(hint))
+    raise(
+        PgSqlErrorCode::ERRCODE_INVALID_GRANT_OPERATION,
+        message,
+        None,
+        Some(hint),
+    )
 }
 
 fn named(name: &[u8]) -> RoleId {
     let role = CString::new(name).ok().and_then(|name| identity::role_named(&name));
     role.map(role_id).unwrap_or_else(|| {
         let name = String::from_utf8_lossy(name).into_owned();
-        raise(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("role \"{name}\" does not exist"), None, None)
+        raise(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("role \"{name}\" does not exist"),
+            None,
+            None,
+        )
     })
 }
 
@@ -178,7 +198,12 @@ pub fn give(grantees: Vec<RoleId>, scope: Scope, admin: Admin, grantor: Oid) {
         policy::grant(&catalogs, &existing, &request).unwrap_or_else(|error| grant_error(&catalogs, &error, &request));
     store::apply(&changes);
     for &grantee in &request.grantees {
-        record(Kind::Grant, &catalogs, grantee, &scope_json(&catalogs, &request.scope, request.admin));
+        record(
+            Kind::Grant,
+            &catalogs,
+            grantee,
+            &scope_json(&catalogs, &request.scope, request.admin),
+        );
     }
 }
 
@@ -190,7 +215,9 @@ pub fn take(request: &RevokeRequest, revoker: Oid) {
     store::tidy();
     let existing = catalogs.all_rights();
     if !policy::may_grant(&catalogs, role_id(revoker)) {
-        let error = GrantError::MayNotGrant { grantor: role_id(revoker) };
+        let error = GrantError::MayNotGrant {
+            grantor: role_id(revoker),
+        };
         refuse_grantor(&catalogs, Kind::Revoke, request.grantees.first().copied(), &error);
     }
     let revoked = policy::revoke(&catalogs, &existing, request).unwrap_or_else(|error| match error {
@@ -215,8 +242,16 @@ pub fn take(request: &RevokeRequest, revoker: Oid) {
     });
     for missing in &revoked.not_granted {
         let grantee = catalogs.name(missing.grantee);
-        let listed: Vec<String> = missing.listed.iter().map(|&role| format!("\"{}\"", catalogs.name(role))).collect();
-        let over = if listed.is_empty() { String::new() } else { format!(" over {}", listed.join(", ")) };
+        let listed: Vec<String> = missing
+            .listed
+            .iter()
+            .map(|&role| format!("\"{}\"", catalogs.name(role)))
+            .collect();
+        let over = if listed.is_empty() {
+            String::new()
+        } else {
+            format!(" over {}", listed.join(", "))
+        };
         ereport!(
             PgLogLevel::WARNING,
             PgSqlErrorCode::ERRCODE_WARNING_PRIVILEGE_NOT_REVOKED,
@@ -238,9 +273,12 @@ fn grant_error(catalogs: &Catalogs, error: &GrantError, request: &GrantRequest) 
             None,
             Some("GRANT \"SET USER\" TO grantee WITH ADMIN OPTION;".to_owned()),
         ),
-        GrantError::EmptyList { .. } => {
-            raise(invalid, "the list of roles is empty".to_owned(), None, Some("Name at least one role.".to_owned()))
-        }
+        GrantError::EmptyList { .. } => raise(
+            invalid,
+            "the list of roles is empty".to_owned(),
+            None,
+            Some("Name at least one role.".to_owned()),
+        ),
         GrantError::MayNotGrant { .. } => {
             refuse_grantor(catalogs, Kind::Grant, request.grantees.first().copied(), error)
         }
@@ -259,7 +297,9 @@ fn grant_error(catalogs: &Catalogs, error: &GrantError, request: &GrantRequest) 
 
 /// G4, with a DENIED row that outlives the failed statement.
 fn refuse_grantor(catalogs: &Catalogs, kind: Kind, grantee: Option<RoleId>, error: &GrantError) -> ! {
-    let GrantError::MayNotGrant { grantor } = error else { unreachable!("the caller's error") };
+    let GrantError::MayNotGrant { grantor } = error else {
+        unreachable!("the caller's error")
+    };
     let name = catalogs.name(*grantor);
     if crate::pg::active::available() {
         let detail = serde_json::json!({
@@ -267,13 +307,22 @@ fn refuse_grantor(catalogs: &Catalogs, kind: Kind, grantee: Option<RoleId>, erro
             "grantee": grantee.map(|role| catalogs.name(role)),
         })
         .to_string();
-        push(&Event { sqlstate: *b"42501", command_tag: Some(kind.as_str().as_bytes()), ..event(Kind::Denied, &detail) });
+        push(&Event {
+            sqlstate: *b"42501",
+            command_tag: Some(kind.as_str().as_bytes()),
+            ..event(Kind::Denied, &detail)
+        });
     }
     raise(
         PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
         format!("permission denied to {} SET USER", kind.as_str().to_lowercase()),
-        Some(format!("Role \"{name}\" is neither a superuser nor holds the admin option over SET USER.")),
-        Some(format!("GRANT \"SET USER\" TO {} WITH ADMIN OPTION;", policy::quote_identifier(&name))),
+        Some(format!(
+            "Role \"{name}\" is neither a superuser nor holds the admin option over SET USER."
+        )),
+        Some(format!(
+            "GRANT \"SET USER\" TO {} WITH ADMIN OPTION;",
+            policy::quote_identifier(&name)
+        )),
     )
 }
 
@@ -323,7 +372,9 @@ fn push(event: &Event) {
     let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
     let role = identity::role_name(identity::current_user()).unwrap_or_default();
     let told = session::names_for_events();
-    let target = told.map(|(state, _)| state.target_name).unwrap_or(name_of(&session_user));
+    let target = told
+        .map(|(state, _)| state.target_name)
+        .unwrap_or(name_of(&session_user));
     let (statement, _) = statements::kept_message();
     audit::push(&Event {
         statement: statement.as_deref(),
@@ -346,7 +397,10 @@ pub fn check_role_name(name: &[u8]) {
         raise(
             PgSqlErrorCode::ERRCODE_RESERVED_NAME,
             format!("role name \"{}\" is reserved", String::from_utf8_lossy(name)),
-            Some(format!("\"{}\" is a privilege of extension impersonate.", privilege.as_str())),
+            Some(format!(
+                "\"{}\" is a privilege of extension impersonate.",
+                privilege.as_str()
+            )),
             None,
         );
     }

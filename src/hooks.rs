@@ -33,7 +33,10 @@ pub static HANDLERS: Handlers = Handlers {
 };
 
 fn before_utility(utility: &Utility) -> Course {
-    let unchanged = Course { statement: utility.statement, tell_when_done: false };
+    let unchanged = Course {
+        statement: utility.statement,
+        tell_when_done: false,
+    };
     if session::in_force().is_some() {
         if let Some(what) = utility::changes_product(utility) {
             session::refuse_change(&what);
@@ -50,7 +53,10 @@ fn before_utility(utility: &Utility) -> Course {
             if identity::in_transaction() && !identity::in_recovery() {
                 store::lock_rights();
             }
-            Course { tell_when_done: true, ..unchanged }
+            Course {
+                tell_when_done: true,
+                ..unchanged
+            }
         }
         Concern::DiscardAll => {
             if session::in_force().is_some() {
@@ -74,4 +80,3 @@ fn after_utility(_utility: &Utility) {
         grants::forget_the_dead();
     }
 }
-

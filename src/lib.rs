@@ -7,7 +7,6 @@ mod audit;
 mod grants;
 mod hooks;
 mod pg;
-mod redact;
 mod session;
 mod settings;
 mod statements;

@@ -11,8 +11,8 @@
 use crate::audit::{Event, Kind};
 use crate::pg::active;
 use crate::pg::guc::{self, name_bytes, name_of, name_text, Handlers, Name, Refusal, RoleState, TargetState};
-use crate::pg::{guc_values, identity, leftovers};
 use crate::pg::trampoline::{self, TransactionEnd};
+use crate::pg::{guc_values, identity, leftovers};
 use crate::{settings, statements};
 use pgrx::pg_sys::Oid;
 use pgrx::PgSqlErrorCode;
@@ -78,7 +78,7 @@ struct Session {
 
 /// What the end of an impersonation puts back.
 struct Before {
-    role: Option<guc::RoleValues>,
+    role: RefCell<Option<guc::RoleValues>>,
     role_state: RoleState,
     settings: guc_values::Values,
     temporary: Vec<Oid>,
@@ -150,12 +150,17 @@ pub fn via() -> Option<Oid> {
 
 fn target_wanted(value: &CStr) -> Result<TargetState, Refusal> {
     let wanted = SESSION.with(|session| session.wanted.get());
-    wanted.filter(|state| name_bytes(&state.target_name) == value.to_bytes()).ok_or_else(|| Refusal {
-        sqlstate: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-        message: "impersonate.target cannot be set directly".to_owned(),
-        detail: None,
-        hint: Some(format!("Use SELECT setuser({});", impersonate_policy::quote_literal(&value.to_string_lossy()))),
-    })
+    wanted
+        .filter(|state| name_bytes(&state.target_name) == value.to_bytes())
+        .ok_or_else(|| Refusal {
+            sqlstate: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            message: "impersonate.target cannot be set directly".to_owned(),
+            detail: None,
+            hint: Some(format!(
+                "Use SELECT setuser({});",
+                impersonate_policy::quote_literal(&value.to_string_lossy())
+            )),
+        })
 }
 
 fn target_assigned(state: Option<&TargetState>) {
@@ -227,7 +232,9 @@ fn clear_dead_value() {
 
 /// X2: ends the connection if the role in force isn't the one that the session's own state amounts to.
 pub fn check() {
-    let Some(state) = in_force() else { return clear_dead_value() };
+    let Some(state) = in_force() else {
+        return clear_dead_value();
+    };
     let Some((expected, _)) = amounts_to() else { return };
     let found = identity::role_in_force();
     if found == expected {
@@ -238,12 +245,19 @@ pub fn check() {
         "found": u32::from(found),
     })
     .to_string();
-    statements::tell_standing(&Event { sqlstate: *b"42501", ..event(Kind::Violation, &state, Some(detail.as_bytes())) });
+    statements::tell_standing(&Event {
+        sqlstate: *b"42501",
+        ..event(Kind::Violation, &state, Some(detail.as_bytes()))
+    });
     pgrx::ereport!(
         pgrx::PgLogLevel::FATAL,
         PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
         "the role in force is not the one that is impersonated",
-        format!("Role {} is in force instead of role {}.", u32::from(found), u32::from(expected))
+        format!(
+            "Role {} is in force instead of role {}.",
+            u32::from(found),
+            u32::from(expected)
+        )
     );
 }
 
@@ -251,8 +265,10 @@ pub fn check() {
 fn derive() {
     SESSION.with(|session| {
         if let Some(state) = session.target.get() {
-            let aborting =
-                matches!(session.ending.get(), TransactionEnd::Abort | TransactionEnd::SubtransactionAbort);
+            let aborting = matches!(
+                session.ending.get(),
+                TransactionEnd::Abort | TransactionEnd::SubtransactionAbort
+            );
             if state.impersonator != identity::session_user() && (identity::in_transaction() || !aborting) {
                 session.dead.set(state.id);
             }
@@ -274,7 +290,10 @@ fn reconcile() {
         if session.exiting.get() || told.map(|told| told.state.id) == now.map(|state| state.id) {
             return;
         }
-        let cause = if matches!(session.ending.get(), TransactionEnd::Abort | TransactionEnd::SubtransactionAbort) {
+        let cause = if matches!(
+            session.ending.get(),
+            TransactionEnd::Abort | TransactionEnd::SubtransactionAbort
+        ) {
             Cause::Rollback
         } else {
             Cause::EndOfTransaction
@@ -291,7 +310,11 @@ fn reconcile() {
 }
 
 fn publish(state: &TargetState) {
-    active::publish(Some(&active::Entry { pid: identity::pid(), database: identity::database(), state: *state }));
+    active::publish(Some(&active::Entry {
+        pid: identity::pid(),
+        database: identity::database(),
+        state: *state,
+    }));
 }
 
 fn event<'a>(kind: Kind, state: &'a TargetState, detail: Option<&'a [u8]>) -> Event<'a> {
@@ -313,7 +336,11 @@ fn tell_end(state: &TargetState, cause: Cause, statement: Option<&[u8]>) {
     active::publish(None);
     let command_tag = statement.map(|_| &b"SELECT"[..]);
     let end = event(Kind::ResetUser, state, Some(detail.as_bytes()));
-    statements::tell_standing(&Event { statement, command_tag, ..end });
+    statements::tell_standing(&Event {
+        statement,
+        command_tag,
+        ..end
+    });
 }
 
 fn tell_return(state: &TargetState, cause: Cause) {
@@ -393,7 +420,14 @@ pub fn start(switch: &Switch) -> Name {
             }
             None => None,
         };
-        let before = Before { since: state.since, under, role: guc::take_role(), role_state: session.role.get(), settings: guc_values::take(), temporary: leftovers::temporary_objects() };
+        let before = Before {
+            since: state.since,
+            under,
+            role: RefCell::new(guc::take_role()),
+            role_state: session.role.get(),
+            settings: guc_values::take(),
+            temporary: leftovers::temporary_objects(),
+        };
         session.before.borrow_mut().push((state.id, Rc::new(before)));
         session.wanted.set(Some(state));
         guc::set_target(&value, switch.local);
@@ -401,7 +435,11 @@ pub fn start(switch: &Switch) -> Name {
         session.changing.set(false);
     });
     if switch.with_settings {
-        guc_values::apply(&leftovers::settings_of(state.target), state.target_superuser, switch.local);
+        guc_values::apply(
+            &leftovers::settings_of(state.target),
+            state.target_superuser,
+            switch.local,
+        );
     }
     state.target_name
 }
@@ -446,7 +484,13 @@ fn put_all_back(state: &TargetState) {
 
 fn before(state: &TargetState) -> Option<Rc<Before>> {
     SESSION.with(|session| {
-        session.before.borrow().iter().rev().find(|(id, _)| *id == state.id).map(|(_, before)| before.clone())
+        session
+            .before
+            .borrow()
+            .iter()
+            .rev()
+            .find(|(id, _)| *id == state.id)
+            .map(|(_, before)| before.clone())
     })
 }
 
@@ -463,7 +507,7 @@ fn put_settings_back(before: &Before) {
         // A role set inside counts for nobody outside.
         let (now, then) = (session.role.get(), before.role_state);
         let changed = (now.role, now.impersonation) != (then.role, then.impersonation);
-        if let Some(role) = before.role.as_ref().filter(|_| changed) {
+        if let Some(role) = before.role.borrow().as_ref().filter(|_| changed) {
             session.restoring.set(true);
             guc::put_role_back(role);
             session.restoring.set(false);
@@ -475,7 +519,11 @@ fn put_settings_back(before: &Before) {
 /// A cursor gives what its opener could read to whoever fetches, and its query goes on as whoever that is.
 fn refuse_open_cursors(local: bool) {
     // Those that came up under an impersonation go with it.
-    let cursors = if in_force().is_some() && !local { Vec::new() } else { leftovers::open_cursors(None) };
+    let cursors = if in_force().is_some() && !local {
+        Vec::new()
+    } else {
+        leftovers::open_cursors(None)
+    };
     if let Some(cursor) = cursors.first() {
         raise(&Refusal {
             sqlstate: PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
@@ -529,6 +577,12 @@ pub fn transaction_ends(end: TransactionEnd) {
             let told = session.told.get().map(|told| told.state);
             if let Ok(mut before) = session.before.try_borrow_mut() {
                 // Under one that ends with the transaction there may be another that goes on.
+                for (_, kept) in before.iter() {
+                    // A SET LOCAL of this transaction is over.
+                    if let Some(role) = kept.role.borrow_mut().as_mut() {
+                        role.local = None;
+                    }
+                }
                 before.retain(|(id, _)| told.is_some_and(|state| (state.id == *id) != state.local));
             }
         }
@@ -547,7 +601,15 @@ pub fn connection_ends(terminated: bool) {
     SESSION.with(|session| {
         session.exiting.set(true);
         if let Some(told) = session.told.take() {
-            tell_end(&told.state, if terminated { Cause::Terminated } else { Cause::Disconnect }, None);
+            tell_end(
+                &told.state,
+                if terminated {
+                    Cause::Terminated
+                } else {
+                    Cause::Disconnect
+                },
+                None,
+            );
         }
     });
 }

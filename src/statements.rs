@@ -6,8 +6,8 @@
 
 use crate::audit::{self, Event, Kind};
 use crate::pg::guc::{name_bytes, Name, TargetState};
-use crate::pg::{catch, identity, rights};
 use crate::pg::trampoline::{self, Begun, TransactionEnd};
+use crate::pg::{catch, identity, rights};
 use crate::{session, settings};
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, OnceCell, RefCell};
@@ -181,12 +181,15 @@ impl Open {
 
 /// Cuts statement text to what a row keeps, and says what was cut (L10).
 fn kept(text: &[u8], limit: usize) -> (Vec<u8>, Option<String>) {
-    let text = crate::redact::redact(text);
+    let text = impersonate_policy::redact(text).into_owned();
     if text.len() <= limit {
         return (text, None);
     }
     let digest: String = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
-    let detail = format!("{{\"statement_length\": {}, \"statement_sha256\": \"{digest}\"}}", text.len());
+    let detail = format!(
+        "{{\"statement_length\": {}, \"statement_sha256\": \"{digest}\"}}",
+        text.len()
+    );
     (identity::cut(&text, limit).to_vec(), Some(detail))
 }
 
@@ -218,8 +221,14 @@ pub fn begun(statement: &Begun) {
         return;
     }
     trampoline::follow_transactions();
-    let (text, detail) =
-        kept(statement.text, if statement.must_run { STANDING_TEXT } else { statement_limit() });
+    let (text, detail) = kept(
+        statement.text,
+        if statement.must_run {
+            STANDING_TEXT
+        } else {
+            statement_limit()
+        },
+    );
     let mut open = Open {
         key: statement.key,
         ends_transaction: statement.ends_transaction,
@@ -264,7 +273,11 @@ fn take(key: usize) -> Option<Open> {
 
 /// A statement ended well. A COMMIT has not yet: its outcome is the transaction's.
 pub fn ended(key: usize) {
-    let waits = OPEN.with_borrow(|all| all.iter().rfind(|open| open.key == key).is_some_and(|open| open.ends_transaction));
+    let waits = OPEN.with_borrow(|all| {
+        all.iter()
+            .rfind(|open| open.key == key)
+            .is_some_and(|open| open.ends_transaction)
+    });
     if waits {
         return;
     }
@@ -325,11 +338,18 @@ fn tell_early(text: &[u8], tag: &'static [u8], sqlstate: i32) {
         rows: None,
         reserved: 0,
     };
-    let event = Event { command_tag: (!tag.is_empty()).then_some(tag), ..whole.event(catch::sqlstate_text(sqlstate)) };
+    let event = Event {
+        command_tag: (!tag.is_empty()).then_some(tag),
+        ..whole.event(catch::sqlstate_text(sqlstate))
+    };
     if audit::try_push(&event).is_none() {
         let (text, detail) = kept(text, STANDING_TEXT);
         let detail = detail.as_deref().map(str::as_bytes);
-        tell_standing(&Event { statement: Some(&text), detail, ..event });
+        tell_standing(&Event {
+            statement: Some(&text),
+            detail,
+            ..event
+        });
     }
 }
 
@@ -342,7 +362,11 @@ pub fn transaction_ends(end: TransactionEnd) {
         TransactionEnd::Commit => tell_all(audit::SUCCESSFUL),
         TransactionEnd::Abort => {
             let error = LAST_ERROR.replace(0);
-            tell_all(if error == 0 { *b"40000" } else { catch::sqlstate_text(error) });
+            tell_all(if error == 0 {
+                *b"40000"
+            } else {
+                catch::sqlstate_text(error)
+            });
         }
     }
     if end == TransactionEnd::Commit && session::in_force().is_none() {
@@ -364,7 +388,11 @@ fn tell_all(sqlstate: [u8; 5]) {
 /// The connection ends: statements that it cut off are told.
 pub fn connection_ends() {
     let error = LAST_ERROR.get();
-    tell_all(if error == 0 { *b"08006" } else { catch::sqlstate_text(error) });
+    tell_all(if error == 0 {
+        *b"08006"
+    } else {
+        catch::sqlstate_text(error)
+    });
 }
 
 /// Whether the connection ends by a FATAL error: an administrator's command, a time-out, our own check.

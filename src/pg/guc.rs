@@ -5,8 +5,8 @@
 //! are called in no order that may be relied on, when no catalog can be read and no error raised.
 
 use super::{identity, version};
-use pgrx::pg_sys::{self, GucSource, Oid};
 use pgrx::pg_guard;
+use pgrx::pg_sys::{self, GucSource, Oid};
 use std::cell::Cell;
 use std::ffi::{c_char, c_void, CStr, CString};
 
@@ -53,7 +53,10 @@ impl Reason {
         let text = identity::cut(text, 256);
         let mut bytes = [0; 256];
         bytes[..text.len()].copy_from_slice(text);
-        Reason { length: text.len() as u16, bytes }
+        Reason {
+            length: text.len() as u16,
+            bytes,
+        }
     }
 
     /// The text, if one was given.
@@ -146,10 +149,8 @@ pub fn name_bytes(name: &Name) -> &[u8] {
 /// Defines `impersonate.target` and wraps the other two. In the postmaster, while libraries are preloaded.
 pub fn install(handlers: &'static Handlers) {
     HANDLERS.0.set(Some(handlers));
-    let flags = pg_sys::GUC_IS_NAME
-        | pg_sys::GUC_NO_RESET_ALL
-        | pg_sys::GUC_NOT_WHILE_SEC_REST
-        | pg_sys::GUC_DISALLOW_IN_FILE;
+    let flags =
+        pg_sys::GUC_IS_NAME | pg_sys::GUC_NO_RESET_ALL | pg_sys::GUC_NOT_WHILE_SEC_REST | pg_sys::GUC_DISALLOW_IN_FILE;
     // SAFETY: the strings are static, the variable lives as long as the process.
     unsafe {
         pg_sys::DefineCustomStringVariable(
@@ -177,7 +178,12 @@ pub fn install(handlers: &'static Handlers) {
             session_check: (*session).check_hook,
             session_assign: (*session).assign_hook,
         }))));
-        let boot = role_state(RoleState { role: Oid::INVALID, superuser: false, impersonation: [0; 16], name: [0; 64] });
+        let boot = role_state(RoleState {
+            role: Oid::INVALID,
+            superuser: false,
+            impersonation: [0; 16],
+            name: [0; 64],
+        });
         assert!(!boot.is_null(), "out of memory");
         (*role).gen_.extra = boot;
         (*role).reset_extra = boot;
@@ -191,7 +197,11 @@ pub fn install(handlers: &'static Handlers) {
 
 /// Sets `impersonate.target`: the value goes through the check hook as any other.
 pub fn set_target(value: &CStr, local: bool) {
-    let action = if local { pg_sys::GucAction::GUC_ACTION_LOCAL } else { pg_sys::GucAction::GUC_ACTION_SET };
+    let action = if local {
+        pg_sys::GucAction::GUC_ACTION_LOCAL
+    } else {
+        pg_sys::GucAction::GUC_ACTION_SET
+    };
     // SAFETY: as set_config() does; raises on refusal.
     unsafe {
         pg_sys::set_config_option(
@@ -290,7 +300,11 @@ unsafe extern "C-unwind" fn check_role(
     // SAFETY: guc.c passes valid pointers; core's hook leaves its own state in *extra, which is taken over.
     unsafe {
         let value = CStr::from_ptr(*newval);
-        let impersonation = if identity::starting_parallel_worker() { None } else { (handlers().impersonation)() };
+        let impersonation = if identity::starting_parallel_worker() {
+            None
+        } else {
+            (handlers().impersonation)()
+        };
         let state = if let Some((id, target)) = impersonation {
             match role_for_target(value, id, target, source) {
                 Ok(Some(state)) => state,
@@ -309,7 +323,12 @@ unsafe extern "C-unwind" fn check_role(
             version::setting_free(*extra);
             *extra = std::ptr::null_mut();
             let name = name_of(CStr::from_ptr(*newval).to_bytes());
-            RoleState { role: of_core.role, superuser: of_core.superuser, impersonation: [0; 16], name }
+            RoleState {
+                role: of_core.role,
+                superuser: of_core.superuser,
+                impersonation: [0; 16],
+                name,
+            }
         };
         *extra = role_state(state);
         !(*extra).is_null()
@@ -325,14 +344,27 @@ fn role_for_target(
 ) -> Result<Option<RoleState>, Refusal> {
     let name = name_of(value.to_bytes());
     if value == c"none" {
-        return Ok(Some(RoleState { role: Oid::INVALID, superuser: false, impersonation: id, name }));
+        return Ok(Some(RoleState {
+            role: Oid::INVALID,
+            superuser: false,
+            impersonation: id,
+            name,
+        }));
     }
     let refusal = |sqlstate, message: &str| {
         let message = format!("{message} \"{}\"", value.to_string_lossy());
-        Refusal { sqlstate, message, detail: None, hint: None }
+        Refusal {
+            sqlstate,
+            message,
+            detail: None,
+            hint: None,
+        }
     };
     if !identity::in_transaction() {
-        return Err(refusal(pgrx::PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot look up role"));
+        return Err(refusal(
+            pgrx::PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            "cannot look up role",
+        ));
     }
     let testing = source == GucSource::PGC_S_TEST;
     let Some(role) = identity::role_named(value) else {
@@ -342,7 +374,12 @@ fn role_for_target(
         }
         let message = format!("role \"{}\" does not exist", value.to_string_lossy());
         let sqlstate = pgrx::PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT;
-        return Err(Refusal { sqlstate, message, detail: None, hint: None });
+        return Err(Refusal {
+            sqlstate,
+            message,
+            detail: None,
+            hint: None,
+        });
     };
     if !version::may_set_role(target, role) {
         if testing {
@@ -352,7 +389,12 @@ fn role_for_target(
         let denied = pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
         return Err(refusal(denied, "permission denied to set role"));
     }
-    Ok(Some(RoleState { role, superuser: identity::superuser(role), impersonation: id, name }))
+    Ok(Some(RoleState {
+        role,
+        superuser: identity::superuser(role),
+        impersonation: id,
+        name,
+    }))
 }
 
 #[pg_guard]
@@ -369,7 +411,9 @@ unsafe extern "C-unwind" fn assign_role(_newval: *const c_char, extra: *mut c_vo
 
 #[pg_guard]
 unsafe extern "C-unwind" fn show_role() -> *const c_char {
-    let Some(role) = identity::set_role() else { return c"none".as_ptr() };
+    let Some(role) = identity::set_role() else {
+        return c"none".as_ptr();
+    };
     if identity::parallel_worker() {
         return shown(identity::role_name(role).map_or([0; 64], |name| name_of(&name)));
     }
@@ -439,7 +483,7 @@ pub fn name_cstring(name: &Name) -> CString {
 /// The value of `role`, as a ROLLBACK or COMMIT would have it: the session's, and that of a SET LOCAL over it.
 pub struct RoleValues {
     session: CString,
-    local: Option<CString>,
+    pub local: Option<CString>,
 }
 
 /// Takes down `role` before an impersonation (S9).
@@ -454,14 +498,25 @@ pub fn take_role() -> Option<RoleValues> {
         let now = text(*(*record).variable)?;
         let stack = (*record).gen_.stack;
         if stack.is_null() {
-            return Some(RoleValues { session: now, local: None });
+            return Some(RoleValues {
+                session: now,
+                local: None,
+            });
         }
         let under = match (*stack).state {
             pg_sys::GucStackState::GUC_LOCAL => text((*stack).prior.val.stringval)?,
             pg_sys::GucStackState::GUC_SET_LOCAL => text((*stack).masked.val.stringval)?,
-            _ => return Some(RoleValues { session: now, local: None }),
+            _ => {
+                return Some(RoleValues {
+                    session: now,
+                    local: None,
+                })
+            }
         };
-        Some(RoleValues { session: under, local: Some(now) })
+        Some(RoleValues {
+            session: under,
+            local: Some(now),
+        })
     }
 }
 
@@ -520,11 +575,7 @@ pub fn guard_settings() {
     }
 }
 
-unsafe extern "C-unwind" fn check_change<T>(
-    _new: *mut T,
-    _extra: *mut *mut c_void,
-    source: GucSource::Type,
-) -> bool {
+unsafe extern "C-unwind" fn check_change<T>(_new: *mut T, _extra: *mut *mut c_void, source: GucSource::Type) -> bool {
     // SAFETY: called as the server called us.
     unsafe { may_change(source) }
 }

@@ -63,7 +63,11 @@ pub fn put_back(values: &Values) {
 
 /// Sets what the current user may set; the rest is passed over.
 pub fn apply(settings: &[(String, String)], superuser: bool, local: bool) {
-    let context = if superuser { GucContext::PGC_SUSET } else { GucContext::PGC_USERSET };
+    let context = if superuser {
+        GucContext::PGC_SUSET
+    } else {
+        GucContext::PGC_USERSET
+    };
     for (name, value) in settings {
         let ours = name.to_ascii_lowercase();
         if ours.starts_with("impersonate.") || ours == "role" || ours == "session_authorization" {
@@ -76,7 +80,11 @@ pub fn apply(settings: &[(String, String)], superuser: bool, local: bool) {
 }
 
 fn set(name: &CStr, value: Option<&CStr>, context: GucContext::Type, local: bool) {
-    let action = if local { pg_sys::GucAction::GUC_ACTION_LOCAL } else { pg_sys::GucAction::GUC_ACTION_SET };
+    let action = if local {
+        pg_sys::GucAction::GUC_ACTION_LOCAL
+    } else {
+        pg_sys::GucAction::GUC_ACTION_SET
+    };
     // SAFETY: what cannot be set is told at DEBUG1 and left.
     unsafe {
         let done = pg_sys::set_config_option(

@@ -131,8 +131,13 @@ pub fn cut(text: &[u8], limit: usize) -> &[u8] {
         return text;
     }
     // SAFETY: reads `text` only; counts characters of the database's encoding.
-    let length =
-        unsafe { pg_sys::pg_mbcliplen(text.as_ptr().cast(), text.len() as i32, i32::try_from(limit).unwrap_or(0)) };
+    let length = unsafe {
+        pg_sys::pg_mbcliplen(
+            text.as_ptr().cast(),
+            text.len() as i32,
+            i32::try_from(limit).unwrap_or(0),
+        )
+    };
     &text[..usize::try_from(length).unwrap_or(0).min(limit)]
 }
 

@@ -8,7 +8,10 @@ use std::ffi::CStr;
 
 fn texts(query: &str, arguments: &[pgrx::datum::DatumWithOid]) -> Vec<String> {
     let found = Spi::connect(|client| {
-        client.select(query, None, arguments)?.map(|row| row.get::<String>(1)).collect::<Result<Vec<_>, _>>()
+        client
+            .select(query, None, arguments)?
+            .map(|row| row.get::<String>(1))
+            .collect::<Result<Vec<_>, _>>()
     });
     match found {
         Ok(found) => found.into_iter().flatten().collect(),
@@ -23,7 +26,11 @@ fn run(statement: &str) {
 }
 
 fn failed(error: &pgrx::spi::Error) -> ! {
-    ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("cannot look over the session: {error}"));
+    ereport!(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        format!("cannot look over the session: {error}")
+    );
     unreachable!("an error does not return")
 }
 
@@ -40,7 +47,9 @@ pub fn open_cursors(since: Option<TimestampTz>) -> Vec<String> {
         if pg_sys::ActivePortal.is_null() || (*pg_sys::ActivePortal).name.is_null() {
             String::new()
         } else {
-            CStr::from_ptr((*pg_sys::ActivePortal).name).to_string_lossy().into_owned()
+            CStr::from_ptr((*pg_sys::ActivePortal).name)
+                .to_string_lossy()
+                .into_owned()
         }
     };
     let since = since.and_then(super::identity::timestamp);
@@ -165,6 +174,10 @@ pub fn settings_of(role: Oid) -> Vec<(String, String)> {
             )
         })
     });
-    let pair = |setting: String| setting.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let pair = |setting: String| {
+        setting
+            .split_once('=')
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    };
     settings.into_iter().filter_map(pair).collect()
 }

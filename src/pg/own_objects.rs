@@ -65,7 +65,11 @@ pub fn is_own(class: Oid, object: Oid) -> bool {
         }
         // An index is no member of its own; what it indexes is.
         let index_of = |object| {
-            if class == pg_sys::RelationRelationId { pg_sys::IndexGetRelation(object, true) } else { Oid::INVALID }
+            if class == pg_sys::RelationRelationId {
+                pg_sys::IndexGetRelation(object, true)
+            } else {
+                Oid::INVALID
+            }
         };
         pg_sys::getExtensionOfObject(class, object) == extension
             || pg_sys::getExtensionOfObject(class, index_of(object)) == extension
@@ -181,7 +185,8 @@ pub unsafe fn changed_by(node: *mut pg_sys::Node) -> Option<String> {
             NodeTag::T_AlterDatabaseSetStmt => setting((*node.cast::<pg_sys::AlterDatabaseSetStmt>()).setstmt),
             NodeTag::T_AlterTableStmt => {
                 let alter = &*node.cast::<pg_sys::AlterTableStmt>();
-                relation(alter.relation).or_else(|| list_pointers(alter.cmds).find_map(|command| joined_by(command.cast())))
+                relation(alter.relation)
+                    .or_else(|| list_pointers(alter.cmds).find_map(|command| joined_by(command.cast())))
             }
             NodeTag::T_CreateStmt => {
                 let create = &*node.cast::<pg_sys::CreateStmt>();
@@ -256,7 +261,11 @@ unsafe fn joined_by(command: *mut pg_sys::AlterTableCmd) -> Option<String> {
         if [AT_AddInherit, AT_DropInherit].contains(&kind) && tag(def) == Some(NodeTag::T_RangeVar) {
             return relation(def.cast());
         }
-        if kind == AT_AddConstraint { refers(def) } else { None }
+        if kind == AT_AddConstraint {
+            refers(def)
+        } else {
+            None
+        }
     }
 }
 
@@ -307,8 +316,7 @@ unsafe fn relation(name: *mut pg_sys::RangeVar) -> Option<String> {
     // SAFETY: a look-up without a lock, missing_ok.
     unsafe {
         let flags = pg_sys::RVROption::RVR_MISSING_OK;
-        let relation =
-            pg_sys::RangeVarGetRelidExtended(name, pg_sys::NoLock as i32, flags, None, std::ptr::null_mut());
+        let relation = pg_sys::RangeVarGetRelidExtended(name, pg_sys::NoLock as i32, flags, None, std::ptr::null_mut());
         (relation != Oid::INVALID && is_own(pg_sys::RelationRelationId, relation))
             .then(|| "tables of extension impersonate".to_owned())
     }

@@ -39,7 +39,9 @@ pub unsafe fn mark_bare_call(query: *mut pg_sys::Query) -> pg_sys::Oid {
         if !bare || q.targetList.is_null() || (*q.targetList).length != 1 {
             return pg_sys::Oid::INVALID;
         }
-        let Some(entry) = list_pointers(q.targetList).next() else { return pg_sys::Oid::INVALID };
+        let Some(entry) = list_pointers(q.targetList).next() else {
+            return pg_sys::Oid::INVALID;
+        };
         let expression = (*entry.cast::<pg_sys::TargetEntry>()).expr;
         if tag(expression) != Some(NodeTag::T_FuncExpr) {
             return pg_sys::Oid::INVALID;
@@ -116,7 +118,9 @@ pub unsafe fn is_clients_own_call(fcinfo: pg_sys::FunctionCallInfo) -> bool {
         {
             return false;
         }
-        let Some(statement) = list_pointers((*portal).stmts).next() else { return false };
+        let Some(statement) = list_pointers((*portal).stmts).next() else {
+            return false;
+        };
         if tag(statement.cast::<pg_sys::Node>()) != Some(NodeTag::T_PlannedStmt) {
             return false;
         }
@@ -124,7 +128,9 @@ pub unsafe fn is_clients_own_call(fcinfo: pg_sys::FunctionCallInfo) -> bool {
         if tag(plan) != Some(NodeTag::T_Result) || (*plan).targetlist.is_null() || (*(*plan).targetlist).length != 1 {
             return false;
         }
-        let Some(entry) = list_pointers((*plan).targetlist).next() else { return false };
+        let Some(entry) = list_pointers((*plan).targetlist).next() else {
+            return false;
+        };
         (*entry.cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::Node>() == call
     }
 }
@@ -158,8 +164,12 @@ unsafe fn goes_to_client(dest: *mut pg_sys::DestReceiver) -> bool {
     use pg_sys::CommandDest;
     // SAFETY: the receiver of a running query is valid.
     !dest.is_null()
-        && [CommandDest::DestRemote, CommandDest::DestRemoteExecute, CommandDest::DestRemoteSimple]
-            .contains(unsafe { &(*dest).mydest })
+        && [
+            CommandDest::DestRemote,
+            CommandDest::DestRemoteExecute,
+            CommandDest::DestRemoteSimple,
+        ]
+        .contains(unsafe { &(*dest).mydest })
 }
 
 /// Whether `statement` is one of those that the active portal runs, rather than something that one of them calls.

@@ -33,7 +33,9 @@ pub struct Row {
 
 impl Row {
     fn bears(&self, role: Oid, place: usize) -> bool {
-        self.stamps.get(place).is_some_and(|stamp| stamp_of(role).as_ref() == Some(stamp))
+        self.stamps
+            .get(place)
+            .is_some_and(|stamp| stamp_of(role).as_ref() == Some(stamp))
     }
 
     /// Whether the grantor is the role that granted it.
@@ -65,7 +67,11 @@ fn gathered(rows: Vec<Row>) -> Vec<Stored> {
             row.grantor = Oid::INVALID;
         }
         let listed = (row.role != Oid::INVALID).then_some(row.role);
-        rights.entry(row.id).or_insert_with(|| Stored { row, roles: Vec::new() }).roles.extend(listed);
+        rights
+            .entry(row.id)
+            .or_insert_with(|| Stored { row, roles: Vec::new() })
+            .roles
+            .extend(listed);
     }
     rights.into_values().collect()
 }
@@ -85,8 +91,8 @@ pub fn extension_table(name: &CStr) -> Option<Oid> {
             return None;
         }
         let table = pg_sys::get_relname_relid(name.as_ptr(), schema);
-        let ours = table != Oid::INVALID
-            && pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, table) == extension;
+        let ours =
+            table != Oid::INVALID && pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, table) == extension;
         ours.then_some(table)
     }
 }
@@ -104,7 +110,9 @@ pub struct Reader {
 impl Reader {
     /// Finds the table; reading what isn't there finds nothing.
     pub fn open() -> Reader {
-        Reader { table: extension_table(c"set_user_grant").zip(extension_table_index()) }
+        Reader {
+            table: extension_table(c"set_user_grant").zip(extension_table_index()),
+        }
     }
 
     /// The live rights granted directly to `grantee`.
@@ -123,7 +131,9 @@ impl Reader {
 
     /// All rows, or those of one grantee: the latest committed ones and this transaction's own.
     pub fn rows(&self, grantee: Option<Oid>) -> Vec<Row> {
-        let Some((table, index)) = self.table else { return Vec::new() };
+        let Some((table, index)) = self.table else {
+            return Vec::new();
+        };
         let mut rows = Vec::new();
         // SAFETY: relation and scan are closed on the way out; on error the server's own cleanup does. A null snapshot
         // is a fresh one for a table that is no catalog (genam.c).
@@ -140,7 +150,14 @@ impl Reader {
                 );
             }
             let keys = i32::from(grantee.is_some());
-            let scan = pg_sys::systable_beginscan(relation, index, grantee.is_some(), std::ptr::null_mut(), keys, &raw mut key);
+            let scan = pg_sys::systable_beginscan(
+                relation,
+                index,
+                grantee.is_some(),
+                std::ptr::null_mut(),
+                keys,
+                &raw mut key,
+            );
             loop {
                 let tuple = pg_sys::systable_getnext(scan);
                 if tuple.is_null() {
@@ -202,7 +219,11 @@ pub fn right(stored: &Stored) -> Option<impersonate_policy::Right> {
 }
 
 fn address(role: Oid) -> pg_sys::ObjectAddress {
-    pg_sys::ObjectAddress { classId: pg_sys::AuthIdRelationId, objectId: role, objectSubId: 0 }
+    pg_sys::ObjectAddress {
+        classId: pg_sys::AuthIdRelationId,
+        objectId: role,
+        objectSubId: 0,
+    }
 }
 
 /// The stamp that a role bears, if it bears one.
@@ -228,7 +249,12 @@ pub fn stamp(role: Oid) -> Option<String> {
             pg_sys::shdepLockAndCheckObject(pg_sys::AuthIdRelationId, role);
             return Some(stamp);
         }
-        pg_sys::LockSharedObject(pg_sys::AuthIdRelationId, role, 0, pg_sys::ShareUpdateExclusiveLock as i32);
+        pg_sys::LockSharedObject(
+            pg_sys::AuthIdRelationId,
+            role,
+            0,
+            pg_sys::ShareUpdateExclusiveLock as i32,
+        );
         pg_sys::shdepLockAndCheckObject(pg_sys::AuthIdRelationId, role);
         if let Some(stamp) = stamp_of(role) {
             return Some(stamp);

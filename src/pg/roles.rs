@@ -88,14 +88,24 @@ impl Catalogs {
                 let tuple = std::ptr::from_ref(&(**entry).tuple).cast_mut();
                 let row = version::membership_row(tuple);
                 let inherit = row.inherit.unwrap_or(inherits);
-                found.push(policy::Membership { role: role_id(row.role), inherit, set: row.set, admin: row.admin });
+                found.push(policy::Membership {
+                    role: role_id(row.role),
+                    inherit,
+                    set: row.set,
+                    admin: row.admin,
+                });
             }
             pg_sys::ReleaseCatCacheList(list);
         }
         // Not in the catalog: the owner of the database is in pg_database_owner (acl.c).
         if role_oid(member) == self.database_owner() {
             let role = role_id(Oid::from(pg_sys::ROLE_PG_DATABASE_OWNER));
-            found.push(policy::Membership { role, inherit: true, set: false, admin: false });
+            found.push(policy::Membership {
+                role,
+                inherit: true,
+                set: false,
+                admin: false,
+            });
         }
         found
     }
@@ -149,14 +159,14 @@ impl policy::World for Catalogs {
     }
 
     fn rights(&self, grantee: RoleId) -> Vec<policy::Right> {
-        self.rights.borrow_mut().get_or_insert_with(rights::Reader::open).of(role_oid(grantee))
+        self.rights
+            .borrow_mut()
+            .get_or_insert_with(rights::Reader::open)
+            .of(role_oid(grantee))
     }
 
     fn name(&self, role: RoleId) -> String {
-        identity::role_name(role_oid(role)).map_or_else(
-            || role.0.to_string(),
-            |name| identity::to_utf8(&name),
-        )
+        identity::role_name(role_oid(role)).map_or_else(|| role.0.to_string(), |name| identity::to_utf8(&name))
     }
 }
 
@@ -183,19 +193,9 @@ fn parameter_privileges() -> Vec<policy::ParameterPrivilege> {
                 break;
             }
             let mut is_null = false;
-            let name = pg_sys::heap_getattr(
-                tuple,
-                2,
-                (*relation).rd_att,
-                &mut is_null,
-            );
+            let name = pg_sys::heap_getattr(tuple, 2, (*relation).rd_att, &mut is_null);
             let parameter = String::from_datum(name, is_null).unwrap_or_default();
-            let acl = pg_sys::heap_getattr(
-                tuple,
-                3,
-                (*relation).rd_att,
-                &mut is_null,
-            );
+            let acl = pg_sys::heap_getattr(tuple, 3, (*relation).rd_att, &mut is_null);
             if is_null {
                 continue;
             }
@@ -227,7 +227,10 @@ unsafe fn acl_items(acl: *mut pg_sys::ArrayType) -> Vec<pg_sys::AclItem> {
         if (*acl).ndim != 1 {
             return Vec::new();
         }
-        let dimension = acl.cast::<u8>().add(std::mem::size_of::<pg_sys::ArrayType>()).cast::<i32>();
+        let dimension = acl
+            .cast::<u8>()
+            .add(std::mem::size_of::<pg_sys::ArrayType>())
+            .cast::<i32>();
         let count = *dimension as usize;
         let header = (std::mem::size_of::<pg_sys::ArrayType>() + 8).next_multiple_of(8);
         let items = acl.cast::<u8>().add(header).cast::<pg_sys::AclItem>();

@@ -73,7 +73,11 @@ fn run(statement: &str, arguments: &[pgrx::datum::DatumWithOid]) -> usize {
     match Spi::connect_mut(|client| client.update(statement, None, arguments).map(|done| done.len())) {
         Ok(rows) => rows,
         Err(error) => {
-            ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("cannot store rights: {error}"));
+            ereport!(
+                PgLogLevel::ERROR,
+                PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+                format!("cannot store rights: {error}")
+            );
             unreachable!("an error does not return")
         }
     }
@@ -107,7 +111,11 @@ fn stamp(role: Oid) -> String {
 fn entries(scope: &Scope) -> Vec<(Oid, Option<String>)> {
     match scope {
         Scope::Any => vec![(Oid::INVALID, None)],
-        listed => listed.roles().iter().map(|&role| (role_oid(role), Some(stamp(role_oid(role))))).collect(),
+        listed => listed
+            .roles()
+            .iter()
+            .map(|&role| (role_oid(role), Some(stamp(role_oid(role)))))
+            .collect(),
     }
 }
 
@@ -121,13 +129,21 @@ pub fn apply(changes: &[Change]) {
         for change in changes {
             match change {
                 Change::Insert(new) => insert(new),
-                Change::Update { id, scope, admin, as_superuser } => {
+                Change::Update {
+                    id,
+                    scope,
+                    admin,
+                    as_superuser,
+                } => {
                     if let Some(right) = stored.iter().find(|right| right.row.id == *id) {
                         update(&right.row, scope, *admin, *as_superuser);
                     }
                 }
                 Change::Delete { id } => {
-                    run_for_some("DELETE FROM impersonate.set_user_grant WHERE grant_id = $1", &[(*id).into()]);
+                    run_for_some(
+                        "DELETE FROM impersonate.set_user_grant WHERE grant_id = $1",
+                        &[(*id).into()],
+                    );
                 }
             }
         }
@@ -144,7 +160,10 @@ fn insert(new: &NewRight) {
     };
     let (of_grantee, of_grantor) = (stamp(grantee), stamp(grantor));
     for (role, of_role) in entries(&new.scope) {
-        let stamps: Vec<String> = [of_grantee.clone(), of_grantor.clone()].into_iter().chain(of_role).collect();
+        let stamps: Vec<String> = [of_grantee.clone(), of_grantor.clone()]
+            .into_iter()
+            .chain(of_role)
+            .collect();
         run(
             "INSERT INTO impersonate.set_user_grant
                     (grant_id, grantee, scope, role, admin, grantor, as_superuser, stamps)
@@ -208,7 +227,10 @@ pub fn tidy() {
                 &[id.into(), role.into()],
             );
         }
-        run("UPDATE impersonate.set_user_grant SET grantor = 0 WHERE grant_id = ANY ($1)", &[orphans.into()]);
+        run(
+            "UPDATE impersonate.set_user_grant SET grantor = 0 WHERE grant_id = ANY ($1)",
+            &[orphans.into()],
+        );
     });
     // SAFETY: as above.
     unsafe { pg_sys::CommandCounterIncrement() };

@@ -79,11 +79,7 @@ mod run {
 mod run {
     use super::pg_sys;
     extern "C-unwind" {
-        pub fn standard_ExecutorRun(
-            query: *mut pg_sys::QueryDesc,
-            direction: pg_sys::ScanDirection::Type,
-            count: u64,
-        );
+        pub fn standard_ExecutorRun(query: *mut pg_sys::QueryDesc, direction: pg_sys::ScanDirection::Type, count: u64);
     }
     pub static mut PREVIOUS: pg_sys::ExecutorRun_hook_type = None;
     pub unsafe fn run(query: *mut pg_sys::QueryDesc, direction: pg_sys::ScanDirection::Type, count: u64) {
@@ -294,13 +290,16 @@ unsafe extern "C-unwind" fn planner(
         }
         let mut planned = std::ptr::null_mut();
         DEPTH.0.set(outer + 1);
-        with_undo(&mut || planned = plan(parse, query_string, cursor_options, params), &mut |code| {
-            DEPTH.0.set(outer);
-            // The client's message, and not what a trigger runs while a transaction ends.
-            if outer == 0 && std::ptr::eq(query_string, pg_sys::debug_query_string) {
-                planning_failed(parse, query_string, code);
-            }
-        });
+        with_undo(
+            &mut || planned = plan(parse, query_string, cursor_options, params),
+            &mut |code| {
+                DEPTH.0.set(outer);
+                // The client's message, and not what a trigger runs while a transaction ends.
+                if outer == 0 && std::ptr::eq(query_string, pg_sys::debug_query_string) {
+                    planning_failed(parse, query_string, code);
+                }
+            },
+        );
         DEPTH.0.set(outer);
         planned
     }
@@ -363,7 +362,13 @@ unsafe extern "C-unwind" fn query_begins(query: *mut pg_sys::QueryDesc) {
         let statement = (*query).plannedstmt;
         let text = statement_text((*query).sourceText, (*statement).stmt_location, (*statement).stmt_len);
         let tag = command_tag(statement.cast());
-        (handlers().begun)(&Begun { key: query as usize, text, tag, ends_transaction: false, must_run: false });
+        (handlers().begun)(&Begun {
+            key: query as usize,
+            text,
+            tag,
+            ends_transaction: false,
+            must_run: false,
+        });
     }
 }
 
@@ -457,11 +462,16 @@ unsafe extern "C-unwind" fn process_utility(
         if top {
             utility_begins(statement, query_string);
         }
-        let mut course = Course { statement, tell_when_done: false };
+        let mut course = Course {
+            statement,
+            tell_when_done: false,
+        };
         let utility = Utility { statement, context };
         if (handlers().concerns)(kind) {
             if top {
-                with_undo(&mut || utility_before(&utility, &mut course), &mut |code| statement_failed(0, code));
+                with_undo(&mut || utility_before(&utility, &mut course), &mut |code| {
+                    statement_failed(0, code)
+                });
             } else {
                 utility_before(&utility, &mut course);
             }
@@ -539,7 +549,13 @@ unsafe extern "C-unwind" fn utility_begins(statement: *mut pg_sys::PlannedStmt, 
             rolls_back = matches!(kind, TRANS_STMT_ROLLBACK | TRANS_STMT_ROLLBACK_TO);
         }
         let must_run = failed_block || rolls_back;
-        (handlers().begun)(&Begun { key: 0, text, tag, ends_transaction, must_run });
+        (handlers().begun)(&Begun {
+            key: 0,
+            text,
+            tag,
+            ends_transaction,
+            must_run,
+        });
     }
 }
 

@@ -73,8 +73,12 @@ pub unsafe extern "C-unwind" fn stamp_grant_wrapper(fcinfo: pg_sys::FunctionCall
             );
         }
         let tuple = (*data).tg_trigtuple;
-        let Some(row) = rights::row(tuple, (*relation).rd_att) else { return Datum::from(tuple) };
-        let Some(row) = by_name(row).and_then(stamped) else { return Datum::null() };
+        let Some(row) = rights::row(tuple, (*relation).rd_att) else {
+            return Datum::from(tuple);
+        };
+        let Some(row) = by_name(row).and_then(stamped) else {
+            return Datum::null();
+        };
         let columns = [2, 4, 6, 9];
         let values = [
             Datum::from(row.grantee),
@@ -102,7 +106,9 @@ fn by_name(mut row: Row) -> Option<Row> {
     }
     let find = |place: usize| {
         let name = row.stamps.get(place).map_or("", String::as_str);
-        let role = std::ffi::CString::new(name).ok().and_then(|name| super::identity::role_named(&name));
+        let role = std::ffi::CString::new(name)
+            .ok()
+            .and_then(|name| super::identity::role_named(&name));
         if role.is_none() && !name.is_empty() {
             ereport!(
                 PgLogLevel::WARNING,
@@ -115,7 +121,9 @@ fn by_name(mut row: Row) -> Option<Row> {
     row.grantee = find(0)?;
     row.grantor = if row.as_superuser {
         let name = row.stamps.get(1).map_or("", String::as_str);
-        let role = std::ffi::CString::new(name).ok().and_then(|name| super::identity::role_named(&name));
+        let role = std::ffi::CString::new(name)
+            .ok()
+            .and_then(|name| super::identity::role_named(&name));
         role.unwrap_or(Oid::INVALID)
     } else {
         find(1)?
@@ -131,12 +139,19 @@ fn stamped(mut row: Row) -> Option<Row> {
     // The stamp of a role that is gone; no role bears it.
     const GONE: &str = "";
     let grantee = rights::stamp(row.grantee)?;
-    let grantor = match (row.grantor != Oid::INVALID).then(|| rights::stamp(row.grantor)).flatten() {
+    let grantor = match (row.grantor != Oid::INVALID)
+        .then(|| rights::stamp(row.grantor))
+        .flatten()
+    {
         Some(stamp) => stamp,
         None if row.as_superuser => GONE.to_owned(),
         None => return None,
     };
-    let role = if row.role == Oid::INVALID { None } else { Some(rights::stamp(row.role)?) };
+    let role = if row.role == Oid::INVALID {
+        None
+    } else {
+        Some(rights::stamp(row.role)?)
+    };
     row.stamps = [grantee, grantor].into_iter().chain(role).collect();
     Some(row)
 }

@@ -72,9 +72,7 @@ pub fn read(utility: &Utility) -> Concern {
                 pg_sys::DiscardMode::DISCARD_ALL => Concern::DiscardAll,
                 _ => Concern::None,
             },
-            Some(NodeTag::T_DropdbStmt) => {
-                Concern::DatabaseFreed(text((*node.cast::<pg_sys::DropdbStmt>()).dbname))
-            }
+            Some(NodeTag::T_DropdbStmt) => Concern::DatabaseFreed(text((*node.cast::<pg_sys::DropdbStmt>()).dbname)),
             Some(NodeTag::T_CreatedbStmt) => Concern::DatabaseFreed(
                 named_option((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template")
                     .unwrap_or_else(|| b"template1".to_vec()),
@@ -108,7 +106,13 @@ unsafe fn role_grant(statement: *mut pg_sys::GrantRoleStmt) -> RoleGrant {
         let privileges = list_pointers((*statement).granted_roles)
             .map(|privilege| {
                 let privilege = &*privilege.cast::<pg_sys::AccessPriv>();
-                let list = list_pointers(privilege.cols).map(|name| text(name.cast::<pg_sys::String>().as_ref().map_or(std::ptr::null(), |s| s.sval)));
+                let list = list_pointers(privilege.cols).map(|name| {
+                    text(
+                        name.cast::<pg_sys::String>()
+                            .as_ref()
+                            .map_or(std::ptr::null(), |s| s.sval),
+                    )
+                });
                 (text(privilege.priv_name), list.collect())
             })
             .collect();
@@ -154,7 +158,10 @@ pub fn emptied(utility: &Utility) -> Course {
         let copy: *mut pg_sys::PlannedStmt = pg_sys::copyObjectImpl(utility.statement.cast()).cast();
         let grant: *mut pg_sys::GrantRoleStmt = (*copy).utilityStmt.cast();
         (*grant).granted_roles = std::ptr::null_mut();
-        Course { statement: copy, tell_when_done: false }
+        Course {
+            statement: copy,
+            tell_when_done: false,
+        }
     }
 }
 

@@ -135,9 +135,19 @@ pub unsafe fn membership_row(tuple: pg_sys::HeapTuple) -> MembershipRow {
     let flag = |number| column(number).value() & 0xFF != 0;
     let role = |number| pg_sys::Oid::from(column(number).value() as u32);
     if cfg!(feature = "pg15") {
-        MembershipRow { role: role(1), admin: flag(4), inherit: None, set: true }
+        MembershipRow {
+            role: role(1),
+            admin: flag(4),
+            inherit: None,
+            set: true,
+        }
     } else {
-        MembershipRow { role: role(2), admin: flag(5), inherit: Some(flag(6)), set: flag(7) }
+        MembershipRow {
+            role: role(2),
+            admin: flag(5),
+            inherit: Some(flag(6)),
+            set: flag(7),
+        }
     }
 }
 

@@ -129,7 +129,14 @@ fn refused(steps: &[&str]) {
 fn untouchable(steps: &[&str]) {
     static CLUSTER: OnceLock<&'static Cluster> = OnceLock::new();
     // Each database has its writer.
-    let cluster = CLUSTER.get_or_init(|| lasting(Cluster::builder().setting("max_worker_processes", "100").start()));
+    let cluster = CLUSTER.get_or_init(|| {
+        lasting(
+            Cluster::builder()
+                .setting("max_worker_processes", "100")
+                .setting("impersonate.audit_queues", "60")
+                .start(),
+        )
+    });
     let database = cluster.database("untouchable").name;
     refused_for(&|| Stage::in_cluster(cluster, &database), steps);
 }
@@ -295,7 +302,6 @@ attacks! {
     x4_rename_the_guard ["ALTER TRIGGER guard ON impersonate.audit RENAME TO g"]
     x4_drop_index ["DROP INDEX impersonate.set_user_grant_grantee"]
     x4_rename_index ["ALTER INDEX impersonate.audit_pkey RENAME TO pkey"]
-    x4_setval ["SELECT setval('impersonate.grant_id_seq', 999)"]
     x4_revoke_setuser ["REVOKE EXECUTE ON FUNCTION pg_catalog.setuser FROM PUBLIC"]
     x4_attach_as_partition [
         "CREATE TABLE IF NOT EXISTS <s>.mine (LIKE impersonate.audit) PARTITION BY LIST (event)",
@@ -305,10 +311,6 @@ attacks! {
     x4_inherit_in_alter [
         "CREATE TABLE IF NOT EXISTS <s>.child2 (LIKE impersonate.audit)",
         "ALTER TABLE <s>.child2 INHERIT impersonate.audit",
-    ]
-    x4_catalog_surgery [
-        "SELECT <s>.try('SET allow_system_table_mods = on')",
-        "DELETE FROM pg_trigger WHERE tgname = 'guard'",
     ]
     x4_foreign_key ["DROP TABLE IF EXISTS <s>.fk", "CREATE TABLE <s>.fk (e bigint REFERENCES impersonate.audit ON DELETE CASCADE)"]
     x4_object_in_the_schema ["CREATE TABLE impersonate.mine (a int)"];
@@ -363,41 +365,6 @@ fn s4_a_portal_swapped_between_two_fetches_moves_nobody() {
 // ------------------------------------------------------------------------------------ S9: what would act on her later ---
 
 #[test]
-fn s9_a_rollback_leaves_no_planted_statement() {
-    for end in ["ROLLBACK", "DO $$BEGIN RAISE 'no'; END$$; COMMIT"] {
-        let stage = Stage::new();
-        let mut session = stage.session();
-        session.ok("BEGIN");
-        session.ok("SELECT setuser('<bob>', local => true)");
-        session.ok("PREPARE known AS SELECT 'the target''s'");
-        session.send(Protocol::Simple, end);
-        if session.transaction() != Transaction::None {
-            session.ok("ROLLBACK");
-        }
-        session.is_itself();
-        assert!(
-            session.ok("SELECT name FROM pg_prepared_statements").is_empty(),
-            "after {end}"
-        );
-    }
-}
-
-#[test]
-fn s9_a_setting_that_was_local_before_is_local_again() {
-    let stage = Stage::new();
-    let mut session = stage.session();
-    session.ok("SET work_mem = '1MB'");
-    session.ok("BEGIN");
-    session.ok("SET LOCAL work_mem = '2MB'");
-    session.become_role("bob");
-    session.ok("SET work_mem = '3MB'");
-    session.ok("SELECT setuser()");
-    assert_eq!(session.value("SHOW work_mem"), "2MB");
-    session.ok("COMMIT");
-    assert_eq!(session.value("SHOW work_mem"), "1MB");
-}
-
-#[test]
 fn s9_a_local_one_over_a_lasting_one_ended_by_hand_gives_back_what_was_before_both() {
     let stage = Stage::new();
     let mut session = stage.session();
@@ -414,22 +381,6 @@ fn s9_a_local_one_over_a_lasting_one_ended_by_hand_gives_back_what_was_before_bo
     session.ok("COMMIT");
     assert_eq!(session.value("SHOW work_mem"), "1MB");
     session.is_itself_in_role("own");
-}
-
-#[test]
-fn s9_a_local_one_over_a_lasting_one_gives_back_the_targets_role() {
-    let stage = Stage::new();
-    let mut session = stage.session();
-    session.become_role("bob");
-    session.ok("SET ROLE <grp>");
-    session.ok("BEGIN");
-    session.ok("SELECT setuser('<imp>', local => true)");
-    session.is("imp");
-    session.ok("SET ROLE <own>");
-    session.ok("COMMIT");
-    session.is_in_role("bob", "grp");
-    session.ok("SELECT setuser()");
-    session.is_itself();
 }
 
 /// Found by `random.rs`, seed 53017: a role from inside an impersonation must not be put in force outside of it.

@@ -966,7 +966,10 @@ fn many_sessions_that_grant_and_revoke_at_once_leave_no_duplicates() {
                cardinality(users)";
     assert_eq!(count(&mut admin, sql), 0);
     assert_eq!(
-        count(&mut admin, "SELECT count(DISTINCT grant_id) FROM impersonate.set_user_grant"),
+        count(
+            &mut admin,
+            "SELECT count(DISTINCT grant_id) FROM impersonate.set_user_grant"
+        ),
         count(&mut admin, "SELECT count(*) FROM impersonate.grants")
     );
 }

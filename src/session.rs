@@ -620,10 +620,17 @@ pub fn names_for_events() -> Option<(TargetState, Name)> {
     Some((told.state, role_name_in_force(&told.state)))
 }
 
-/// X3: DISCARD ALL ends an impersonation that has no cookie, and fails with one.
+/// X3: DISCARD ALL ends an impersonation, with its connection if it has a cookie or no_revert: poolers do not go by the
+/// errors that their reset query gets, and would hand the connection on.
 pub fn discard() {
     if let Err(refusal) = may_change(None) {
-        raise(&refusal);
+        SESSION.with(|session| {
+            session.exiting.set(true);
+            if let Some(told) = session.told.take() {
+                tell_end(&told.state, Cause::Discard, None);
+            }
+        });
+        raise_at(&refusal, pgrx::PgLogLevel::FATAL);
     }
     end(Cause::Discard, None);
 }
@@ -642,6 +649,10 @@ pub fn refuse_shadow(function: Oid) {
 
 /// Raises a refusal as an error.
 pub fn raise(refusal: &Refusal) -> ! {
+    raise_at(refusal, pgrx::PgLogLevel::ERROR)
+}
+
+fn raise_at(refusal: &Refusal, level: pgrx::PgLogLevel) -> ! {
     let mut report = pgrx::pg_sys::panic::ErrorReport::new(refusal.sqlstate, refusal.message.clone(), "");
     if let Some(detail) = &refusal.detail {
         report = report.set_detail(detail.clone());
@@ -649,7 +660,7 @@ pub fn raise(refusal: &Refusal) -> ! {
     if let Some(hint) = &refusal.hint {
         report = report.set_hint(hint.clone());
     }
-    report.report(pgrx::PgLogLevel::ERROR);
+    report.report(level);
     unreachable!("an error does not return")
 }
 

@@ -37,6 +37,8 @@ struct Open {
 
 /// Names for an event, as of the statement's beginning.
 #[derive(Clone, Copy)]
+// One a statement, and no allocation for it.
+#[allow(clippy::large_enum_variant)]
 enum Who {
     Impersonating(TargetState, Name),
     Login { session_user: Name, role: Name },
@@ -80,6 +82,9 @@ pub fn blank_event<'a>(kind: Kind) -> Event<'a> {
     }
 }
 
+/// More than any name takes.
+const NAME_BYTES: usize = 64;
+
 /// The client's address, found once and kept for as long as the backend lives: it doesn't change.
 fn address() -> Option<&'static [u8]> {
     thread_local! { static ADDRESS: OnceCell<Option<&'static [u8]>> = const { OnceCell::new() }; }
@@ -107,7 +112,8 @@ pub fn tell_standing(event: &Event) {
         STANDING_LEFT.set(left - 1);
         audit::push_reserved(event, STANDING_BYTES);
     } else {
-        let _ = audit::try_push(event);
+        // Finds room, or goes to the server log.
+        audit::push_reserved(event, 0);
     }
 }
 
@@ -243,7 +249,8 @@ pub fn begun(statement: &Begun) {
     };
     if !statement.must_run {
         stand_by();
-        let bytes = open.event(audit::SUCCESSFUL).size();
+        // The statement may change application_name, which its row has as it is in the end.
+        let bytes = open.event(audit::SUCCESSFUL).size() + NAME_BYTES;
         audit::reserve(bytes);
         open.reserved = bytes;
     }

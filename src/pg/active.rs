@@ -109,6 +109,22 @@ pub fn publish(entry: Option<&Entry>) {
     }
 }
 
+/// In a parallel worker: what its leader impersonates, if it does. The leader waits, so its entry stays as it is.
+pub fn of_leader() -> Option<TargetState> {
+    // SAFETY: a worker has joined its leader's lock group before any of our code runs in it.
+    let leader = unsafe {
+        let leader = (*pg_sys::MyProc).lockGroupLeader;
+        if leader.is_null() {
+            return None;
+        }
+        (*leader).pid
+    };
+    snapshot()
+        .into_iter()
+        .find(|entry| entry.pid == leader)
+        .map(|entry| entry.state)
+}
+
 /// A copy of all active entries.
 pub fn snapshot() -> Vec<Entry> {
     if !available() {

@@ -4,7 +4,7 @@
 //! assign hooks are the last word: resetting goes to them without a check (guc.c), and at the end of a transaction they
 //! are called in no order that may be relied on, when no catalog can be read and no error raised.
 
-use super::{identity, version};
+use super::{active, identity, version};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, GucSource, Oid};
 use std::cell::Cell;
@@ -300,11 +300,7 @@ unsafe extern "C-unwind" fn check_role(
     // SAFETY: guc.c passes valid pointers; core's hook leaves its own state in *extra, which is taken over.
     unsafe {
         let value = CStr::from_ptr(*newval);
-        let impersonation = if identity::starting_parallel_worker() {
-            None
-        } else {
-            (handlers().impersonation)()
-        };
+        let impersonation = impersonation();
         let state = if let Some((id, target)) = impersonation {
             match role_for_target(value, id, target, source) {
                 Ok(Some(state)) => state,
@@ -322,7 +318,12 @@ unsafe extern "C-unwind" fn check_role(
             let of_core = (*extra).cast::<CoreRoleState>().read();
             version::setting_free(*extra);
             *extra = std::ptr::null_mut();
-            let name = name_of(CStr::from_ptr(*newval).to_bytes());
+            // Without a name: what the leader had, whatever that was.
+            let name = if identity::starting_parallel_worker() {
+                [0; 64]
+            } else {
+                name_of(CStr::from_ptr(*newval).to_bytes())
+            };
             RoleState {
                 role: of_core.role,
                 superuser: of_core.superuser,
@@ -332,6 +333,18 @@ unsafe extern "C-unwind" fn check_role(
         };
         *extra = role_state(state);
         !(*extra).is_null()
+    }
+}
+
+/// The impersonation that a value is judged under. In a parallel worker it is the leader's; while the worker takes over
+/// the leader's values, none, for they have been judged.
+fn impersonation() -> Option<([u8; 16], Oid)> {
+    if identity::starting_parallel_worker() {
+        None
+    } else if identity::parallel_worker() {
+        active::of_leader().map(|state| (state.id, state.target))
+    } else {
+        (handlers().impersonation)()
     }
 }
 
@@ -399,14 +412,41 @@ fn role_for_target(
 
 #[pg_guard]
 unsafe extern "C-unwind" fn assign_role(_newval: *const c_char, extra: *mut c_void) {
-    // In a worker the leader's role is in force already, whatever the setting says (parallel.c).
-    if identity::starting_parallel_worker() || identity::parallel_worker() {
+    // A starting worker has its leader's role in force already, whatever the setting says (parallel.c).
+    if identity::starting_parallel_worker() {
         return;
     }
     // SAFETY: every state of `role` was written by role_state(): install() replaced the boot value's.
-    if let Some(state) = unsafe { extra.cast::<RoleState>().as_ref() } {
+    let Some(state) = (unsafe { extra.cast::<RoleState>().as_ref() }) else {
+        return;
+    };
+    if identity::parallel_worker() {
+        assign_role_in_worker(state);
+    } else {
         (handlers().role_assigned)(state);
     }
+}
+
+/// In a worker only a function's SET clause changes `role`, and its end puts back the value that the worker began with.
+fn assign_role_in_worker(state: &RoleState) {
+    thread_local! { static LEADERS: Cell<Option<(Oid, bool)>> = const { Cell::new(None) }; }
+    // Before the first change, what is in force is the leader's role.
+    let leaders = LEADERS.get().unwrap_or_else(|| {
+        let role = (
+            identity::set_role().unwrap_or(Oid::INVALID),
+            identity::role_is_superuser(),
+        );
+        LEADERS.set(Some(role));
+        role
+    });
+    identity::put_in_force(Some(if state.name == [0; 64] {
+        leaders
+    } else if state.role == Oid::INVALID && state.impersonation != [0; 16] {
+        // SET role = none inside an impersonation: the target.
+        active::of_leader().map_or(leaders, |state| (state.target, state.target_superuser))
+    } else {
+        (state.role, state.superuser)
+    }));
 }
 
 #[pg_guard]
@@ -432,11 +472,7 @@ unsafe extern "C-unwind" fn check_session(
 ) -> bool {
     // SAFETY: core's own hook with its own arguments.
     unsafe {
-        if !identity::starting_parallel_worker()
-            && source >= GucSource::PGC_S_INTERACTIVE
-            && source != GucSource::PGC_S_TEST
-            && (handlers().impersonation)().is_some()
-        {
+        if source >= GucSource::PGC_S_INTERACTIVE && source != GucSource::PGC_S_TEST && impersonation().is_some() {
             return refuse(&session_refusal());
         }
         core()

@@ -28,6 +28,13 @@ pub fn set_role() -> Option<Oid> {
     (role != Oid::INVALID).then_some(role)
 }
 
+/// Whether the role of SET ROLE counts as a superuser, as SHOW is_superuser says.
+pub fn role_is_superuser() -> bool {
+    // SAFETY: reads a setting that always exists.
+    let value = unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"is_superuser".as_ptr(), false, false)) };
+    value == c"on"
+}
+
 /// Puts a role in force, or the session user with None. Reads no catalog and raises nothing, so it may be called while
 /// settings are popped at the end of a transaction.
 pub fn put_in_force(role: Option<(Oid, bool)>) {

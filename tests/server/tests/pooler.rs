@@ -59,6 +59,34 @@ fn x3_session_mode_many_turns() {
     }
 }
 
+#[test]
+fn x3_session_mode_an_impersonation_that_the_pooler_cannot_end_goes_with_the_connection() {
+    let stage = Stage::new("session", &["server_reset_query = DISCARD ALL"]);
+    for (option, inside) in [
+        (", cookie => 's3cret'", None),
+        (", no_revert => true", None),
+        (", cookie => 's3cret', no_revert => true", None),
+        (", cookie => 's3cret'", Some("SET ROLE <grp>")),
+        (", cookie => 's3cret'", Some("SET search_path = pg_catalog")),
+    ] {
+        let mut first = stage.client();
+        first.run(&format!("SELECT setuser('<bob>'{option})"));
+        if let Some(sql) = inside {
+            first.run(sql);
+        }
+        let was = first.who();
+        assert_eq!(was.target, stage.bob);
+        drop(first);
+        let now = stage.client().who();
+        assert_ne!(
+            now.pid, was.pid,
+            "the pooler handed on a connection that it could not reset{option}"
+        );
+        stage.assert_itself(&now);
+        assert_eq!(stage.ends(was.pid), ["discard"], "{option}");
+    }
+}
+
 // ------------------------------------------------------------------------------------------------- transaction mode ---
 
 #[test]

@@ -1,36 +1,44 @@
 #!/usr/bin/env bash
-# What impersonation costs, side by side in one run: medians of interleaved rounds, and their ratios. Asserts nothing.
+# What impersonation costs, side by side in one run: medians of interleaved rounds, and their ratios. Asserts nothing
+# about time. Five minutes as it stands.
 #
 # ROUNDS         rounds of the throughput tests (5)
 # SECONDS_EACH   seconds that each of them runs (5)
-# SCALE          pgbench's scale (10)
+# SCALE          pgbench's scale (5)
 set -euo pipefail
 . "$(dirname "$0")/../scripts/lib.sh"
 cd "$root"
 
 ROUNDS=${ROUNDS:-5}
 SECONDS_EACH=${SECONDS_EACH:-5}
-SCALE=${SCALE:-10}
+SCALE=${SCALE:-5}
 
+begun=$(clock)
 use_postgres
 step "building in release mode" scripts/install.sh --pg-config "$pg_config"
 scratch=$(mktemp -d)
-cluster_create ''
+# So large that all is in memory: 16 MB for each of pgbench's scale.
+printf 'shared_buffers = %dMB\n' $((128 + 64 * SCALE)) >"$scratch/settings"
+cluster_create "$scratch/settings"
 
-# ------------------------------------------------------------------------------------------------------ the clusters ---
+# ------------------------------------------------------------------------------------------------------- the cluster ---
 
-# The same data without the library and with it: only what is preloaded changes.
+# One cluster, so that only what is preloaded differs.
 start_with() {
     printf "shared_preload_libraries = '%s'\n" "$1" >"$cluster/data/postgresql.auto.conf"
     cluster_start
-    # Everybody begins with warm caches.
-    run_psql -q -c 'SELECT count(*) FROM pgbench_accounts' >/dev/null 2>&1 || true
 }
 
 stop() { (cd "$cluster" && as_server "$bindir/pg_ctl" -D "$cluster/data" -m fast -w stop >/dev/null); }
 
+# Table and index into shared buffers, which a sequential scan would not do.
+warm_up() {
+    run_psql -q -o /dev/null -c 'SET enable_seqscan = off; SET enable_bitmapscan = off' \
+        -c 'SELECT sum(abalance) FROM pgbench_accounts WHERE aid > 0'
+}
+
 start_with impersonate
-"$bindir/pgbench" -q -i -s "$SCALE" >/dev/null 2>&1
+step "making a database of pgbench, scale $SCALE" "$bindir/pgbench" -q -i -s "$SCALE"
 run_psql -q <<'SQL'
 CREATE EXTENSION impersonate;
 CREATE ROLE bob LOGIN;
@@ -39,6 +47,31 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO bob, anna;
 GRANT "SET USER" (bob) TO anna;
 SQL
 stop
+
+# ------------------------------------------------------------------------------------------------- running and noting ---
+
+# run_script NAME OPTIONS...: pgbench as anna. A transaction that fails, or a client that gives up, is no measurement.
+run_script() {
+    local name=$1
+    shift
+    if ! "$bindir/pgbench" -n -U anna -f "$scratch/$name.sql" -D began=0 -D scale="$SCALE" "$@" \
+        >"$scratch/output" 2>"$scratch/errors" || grep -qE 'ERROR|aborted' "$scratch/errors"; then
+        die "pgbench failed with the script $name" "$(cat "$scratch/errors")"
+    fi
+}
+# found WORDS: the number after them in what pgbench reported.
+found() { sed -nE "s/^$1[ :=]+([0-9.]+).*/\\1/p" "$scratch/output"; }
+# statement_ms TEXT: the mean that -r reported of the statement that begins so.
+statement_ms() { awk -v text="$1" 'index($0, text) { print $1; exit }' "$scratch/output"; }
+
+record() { printf '%s\n' "$2" >>"$scratch/$1.values"; }
+middle() { sort -n | awk '{ v[NR] = $1 } END { print (NR % 2) ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
+median() { middle <"$scratch/$1.values"; }
+whole() { printf '%.0f' "$(median "$1")"; }
+# Of each round, then the median: what else the machine does changes from round to round more than within one.
+ratio() {
+    printf '%.2f' "$(paste "$scratch/$1.values" "$scratch/$2.values" | awk '$2 > 0 { print $1 / $2 }' | middle)"
+}
 
 # ------------------------------------------------------------------------------------------------------- throughput ---
 
@@ -56,67 +89,88 @@ SQL
 script nothing 'SELECT 1'
 script set_role 'SET ROLE bob'
 script setuser "SELECT setuser('bob')"
+transactions=0
 
-# tps SCRIPT CLIENTS
-tps() {
-    "$bindir/pgbench" -n -U anna -M prepared -f "$scratch/$1.sql" -D began=0 -D scale="$SCALE" -c "$2" -j "$2" \
-        -T "$SECONDS_EACH" 2>"$scratch/errors" | sed -nE 's/^tps = ([0-9]+)\..*/\1/p'
-}
-
-# record NAME VALUE; median NAME
-record() { printf '%s\n' "$2" >>"$scratch/$1.values"; }
-median() { sort -n "$scratch/$1.values" | awk '{ v[NR] = $1 } END { print (NR % 2) ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
-ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf b > 0 ? "%.2f" : "-", a / (b > 0 ? b : 1) }'; }
-
-for round in $(seq "$ROUNDS"); do
-    say "  round $round of $ROUNDS"
-    start_with ''
-    for clients in 1 8; do record "without.$clients" "$(tps nothing "$clients")"; done
-    stop
-    start_with impersonate
+# throughput NAME SCRIPT
+throughput() {
+    local clients
     for clients in 1 8; do
-        record "idle.$clients" "$(tps nothing "$clients")"
-        record "set_role.$clients" "$(tps set_role "$clients")"
-        record "setuser.$clients" "$(tps setuser "$clients")"
+        run_script "$2" -M prepared -c "$clients" -j "$clients" -T "$SECONDS_EACH"
+        record "$1.$clients" "$(found tps)"
+        if [ "$2" = setuser ]; then
+            transactions=$((transactions + $(found 'number of transactions actually processed')))
+            # What is still queued is stored now, rather than during the next measurement.
+            run_psql -q -o /dev/null -c 'SELECT impersonate.audit_sync()'
+        fi
     done
-    # What is queued is stored now, rather than during the next measurement.
-    run_psql -q -c 'SELECT impersonate.audit_sync()' >/dev/null
+}
+without() {
+    start_with ''
+    warm_up
+    throughput without nothing
     stop
+}
+with() {
+    start_with impersonate
+    warm_up
+    for kind in "$@"; do
+        case $kind in
+            idle) throughput idle nothing ;;
+            *) throughput "$kind" "$kind" ;;
+        esac
+    done
+    stop
+}
+# There and back, so that nothing is always first.
+for round in $(seq "$ROUNDS"); do
+    start=$(clock)
+    if ((round % 2)); then
+        without
+        with idle set_role setuser
+    else
+        with setuser set_role idle
+        without
+    fi
+    say "  round $round of $ROUNDS ... $(since "$start")"
 done
 
 say ""
-say "$("$bindir/postgres" --version), $(nproc) cores, $(sed -nE 's/^model name\s*: //p' /proc/cpuinfo | head -n 1), $(date +%F)"
-say "pgbench select-only, prepared, scale $SCALE: medians of $ROUNDS interleaved rounds of $SECONDS_EACH s, in tps"
+say "$("$bindir/postgres" --version), $(date +%F)"
+say "$(nproc) cores, $(sed -nE 's/^model name\s*: //p' /proc/cpuinfo | head -n 1)," \
+    "$(awk '/^MemTotal/ { printf "%d", $2 / 1048576 + 0.5 }' /proc/meminfo) GB, load $(cut -d ' ' -f 1-3 /proc/loadavg)"
 say ""
-printf '%-44s %10s %7s %10s %7s\n' "" "1 client" "ratio" "8 clients" "ratio"
+say "pgbench select-only, prepared, scale $SCALE: tps, and ratios within a round; medians of $ROUNDS rounds of $SECONDS_EACH s each"
+printf '%-46s %9s %6s %10s %6s   %s\n' "" "1 client" "ratio" "8 clients" "ratio" "to"
 row() {
-    local words=$1 name=$2 base=$3 one eight
-    one=$(median "$name.1") eight=$(median "$name.8")
-    printf '%-44s %10s %7s %10s %7s\n' "$words" "$one" "$(ratio "$one" "$(median "$base.1")")" \
-        "$eight" "$(ratio "$eight" "$(median "$base.8")")"
+    printf '%-46s %9s %6s %10s %6s   %s\n' "$1" "$(whole "$2.1")" "$(ratio "$2.1" "$3.1")" \
+        "$(whole "$2.8")" "$(ratio "$2.8" "$3.8")" "$4"
 }
-row "without the library" without without
-row "preloaded and idle (to: without)" idle without
-row "as the target by SET ROLE (to: idle)" set_role idle
-row "as the target by setuser(), audited (to: SET ROLE)" setuser set_role
+row "without the library" without without ""
+row "preloaded and idle" idle without "without"
+row "as the target by SET ROLE" set_role idle "idle"
+row "as the target by setuser(), audited" setuser set_role "SET ROLE"
 
 # ----------------------------------------------------------------------------------------------------------- switches ---
 
 start_with impersonate
+stored=$(run_psql -qAt -c "SELECT count(*) FROM impersonate.audit WHERE event = 'STATEMENT' AND statement ~ 'abalance'")
+say "  ($stored statements on record of $transactions made under setuser())"
+
 printf 'SELECT setuser(%s);\nSELECT setuser();\n' "'bob'" >"$scratch/pair_setuser.sql"
 printf 'SET ROLE bob;\nRESET ROLE;\n' >"$scratch/pair_set_role.sql"
-pairs() {
-    "$bindir/pgbench" -n -U anna -f "$scratch/pair_$1.sql" -c 1 -T "$SECONDS_EACH" 2>"$scratch/errors" |
-        sed -nE 's/^tps = ([0-9]+)\..*/\1/p'
-}
 for _ in $(seq "$ROUNDS"); do
-    for kind in set_role setuser; do record "pair_$kind" "$(pairs "$kind")"; done
+    run_script pair_set_role -T "$SECONDS_EACH"
+    record pair_set_role "$(found tps)"
+    run_script pair_setuser -r -T "$SECONDS_EACH"
+    record pair_setuser "$(found tps)"
+    record pair_begin "$(statement_ms "SELECT setuser('bob')")"
+    record pair_end "$(statement_ms 'SELECT setuser()')"
 done
 say ""
-say "Switch and back in one session, pairs a second (a SETUSER is on record before setuser() returns):"
-printf '%-44s %10s\n' "SET ROLE + RESET ROLE" "$(median pair_set_role)"
-printf '%-44s %10s %7s\n' "setuser() + setuser()" "$(median pair_setuser)" \
-    "$(ratio "$(median pair_setuser)" "$(median pair_set_role)")"
+say "Switch and back in one session, pairs a second (a SETUSER is on record before setuser() returns)"
+printf '%-46s %9s\n' "SET ROLE + RESET ROLE" "$(whole pair_set_role)"
+printf '%-46s %9s %6s   %s\n' "setuser('bob') + setuser()" "$(whole pair_setuser)" \
+    "$(ratio pair_setuser pair_set_role)" "SET ROLE; $(median pair_begin) ms to begin, $(median pair_end) ms to end"
 
 # ------------------------------------------------------------------------------------------------------------ judging ---
 
@@ -133,21 +187,27 @@ $$;
 GRANT "SET USER" (carol) TO anna;
 SQL
 printf 'SELECT setuser(%s);\nSELECT setuser();\n' "'carol'" >"$scratch/judge.sql"
-# Milliseconds of the first statement. A new connection each time: with cold caches, as a person comes along.
 judged() {
-    for _ in $(seq 20); do
-        "$bindir/pgbench" -n -U anna -r -f "$scratch/judge.sql" -c 1 -t 1 2>"$scratch/errors" |
-            awk '/setuser\(.carol.\)/ { print $1 }'
-    done >"$scratch/$1.values"
-    "$bindir/pgbench" -n -U anna -r -f "$scratch/judge.sql" -c 1 -t 100 2>"$scratch/errors" |
-        awk '/setuser\(.carol.\)/ { print $1 }' >"$scratch/$1_warm.values"
+    local session
+    # A new connection each time: with cold caches, as a person comes along.
+    for session in {1..21}; do
+        run_script judge -r -t 1
+        record "$1_new" "$(statement_ms "SELECT setuser('carol')")"
+    done
+    for session in {1..5}; do
+        run_script judge -r -t 50
+        record "$1_same" "$(statement_ms "SELECT setuser('carol')")"
+    done
 }
 judged small
 run_psql -q -c "DO \$\$ BEGIN FOR i IN 1..19000 LOOP EXECUTE format('CREATE ROLE other_%s', i); END LOOP; END \$\$"
 judged large
-say ""
-say "setuser() to a target of 1,000 roles, five levels deep, in ms:"
-printf '%-44s %12s %12s\n' "" "new session" "same session"
-printf '%-44s %12s %12s\n' "1,000 roles in the cluster" "$(median small)" "$(median small_warm)"
-printf '%-44s %12s %12s\n' "20,000 roles in the cluster" "$(median large)" "$(median large_warm)"
 stop
+say ""
+say "setuser() to a target of 1,000 roles, five levels deep, in ms (medians)"
+printf '%-46s %9s %6s %10s %6s   %s\n' "" "new" "ratio" "same" "ratio" "session"
+printf '%-46s %9.1f %6s %10.1f\n' "1,000 roles in the cluster" "$(median small_new)" "" "$(median small_same)"
+printf '%-46s %9.1f %6s %10.1f %6s\n' "20,000 roles in the cluster" \
+    "$(median large_new)" "$(ratio large_new small_new)" "$(median large_same)" "$(ratio large_same small_same)"
+say ""
+say "$(since "$begun") in all"

@@ -214,7 +214,7 @@ fn deny(key: usize, target: Option<&[u8]>, refusal: &Refusal, reason: Option<&[u
     detail["target"] = target.map(shown).into();
     detail["message"] = refusal.message.as_str().into();
     detail["detail"] = refusal.detail.as_deref().into();
-    let detail = detail.to_string();
+    let detail = identity::speakable(&detail.to_string()).into_owned();
     let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
     let role = identity::role_name(identity::role_in_force()).unwrap_or_default();
     let told = session::names_for_events();

@@ -17,15 +17,12 @@ use policy::{
 use std::ffi::CString;
 
 fn raise(sqlstate: PgSqlErrorCode, message: String, detail: Option<String>, hint: Option<String>) -> ! {
-    let mut report = pgrx::pg_sys::panic::ErrorReport::new(sqlstate, message, "");
-    if let Some(detail) = detail {
-        report = report.set_detail(detail);
-    }
-    if let Some(hint) = hint {
-        report = report.set_hint(hint);
-    }
-    report.report(PgLogLevel::ERROR);
-    unreachable!("an error does not return")
+    session::raise(&crate::pg::guc::Refusal {
+        sqlstate,
+        message,
+        detail,
+        hint,
+    })
 }
 
 /// A GRANT or REVOKE of roles: ours is done here, and what is left of it goes on.

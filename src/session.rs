@@ -653,12 +653,13 @@ pub fn raise(refusal: &Refusal) -> ! {
 }
 
 fn raise_at(refusal: &Refusal, level: pgrx::PgLogLevel) -> ! {
-    let mut report = pgrx::pg_sys::panic::ErrorReport::new(refusal.sqlstate, refusal.message.clone(), "");
+    let words = |words: &str| identity::speakable(words).into_owned();
+    let mut report = pgrx::pg_sys::panic::ErrorReport::new(refusal.sqlstate, words(&refusal.message), "");
     if let Some(detail) = &refusal.detail {
-        report = report.set_detail(detail.clone());
+        report = report.set_detail(words(detail));
     }
     if let Some(hint) = &refusal.hint {
-        report = report.set_hint(hint.clone());
+        report = report.set_hint(words(hint));
     }
     report.report(level);
     unreachable!("an error does not return")

@@ -213,3 +213,18 @@ pub fn in_recovery() -> bool {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::RecoveryInProgress() }
 }
+
+/// Words for an error: they pass through Rust as UTF-8, so elsewhere what isn't ASCII is left out.
+pub fn speakable(words: &str) -> std::borrow::Cow<'_, str> {
+    // SAFETY: reads a global.
+    let utf8 = unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_UTF8 as i32;
+    if utf8 || words.is_ascii() {
+        words.into()
+    } else {
+        words
+            .chars()
+            .map(|c| if c.is_ascii() { c } else { '?' })
+            .collect::<String>()
+            .into()
+    }
+}

@@ -104,7 +104,8 @@ fn x5_l3_random_queries_crash_nothing_and_are_all_on_record() {
         let recorded = recorded.get(pid).map_or(&[][..], Vec::as_slice);
         for (number, text) in sent.iter().enumerate() {
             let found = recorded.get(number).map_or("nothing", String::as_str);
-            let (text, found) = (bare(text), bare(found));
+            let text = String::from_utf8_lossy(&impersonate_policy::redact(text.as_bytes())).into_owned();
+            let (text, found) = (bare(&text), bare(found));
             // A row keeps the beginning of a long one.
             assert!(
                 found == text || (text.len() > 60_000 && found.len() > 60_000 && text.starts_with(found)),

@@ -188,13 +188,12 @@ GRANT "SET USER" (carol) TO anna;
 SQL
 printf 'SELECT setuser(%s);\nSELECT setuser();\n' "'carol'" >"$scratch/judge.sql"
 judged() {
-    local session
     # A new connection each time: with cold caches, as a person comes along.
-    for session in {1..21}; do
+    for _ in {1..21}; do
         run_script judge -r -t 1
         record "$1_new" "$(statement_ms "SELECT setuser('carol')")"
     done
-    for session in {1..5}; do
+    for _ in {1..5}; do
         run_script judge -r -t 50
         record "$1_same" "$(statement_ms "SELECT setuser('carol')")"
     done

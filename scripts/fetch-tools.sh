@@ -31,8 +31,9 @@ unpack() {
 
 program() { find "$1/usr/bin" "$1/usr/sbin" -type f -name "$name" 2>/dev/null | head -1; }
 
+# Not by a pipe to grep -q, which leaves early: with pipefail the broken pipe would count as "nothing is lacking".
 lacks_libraries() {
-    LD_LIBRARY_PATH=$(echo "$new"/usr/lib/*-linux-gnu) ldd "$(program "$new")" | grep -q 'not found'
+    [[ $(LD_LIBRARY_PATH=$(echo "$new"/usr/lib/*-linux-gnu) ldd "$(program "$new")") == *'not found'* ]]
 }
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }

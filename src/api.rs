@@ -56,7 +56,7 @@ fn setuser(
     }
     let Some(target) = target else {
         session::end(Cause::Asked, Some("SELECT setuser()"));
-        statements::told_otherwise(key);
+        statements::told_otherwise(key, false);
         return role_now();
     };
     let request = Request {
@@ -68,7 +68,7 @@ fn setuser(
         with_settings: with_settings.unwrap_or(false),
     };
     let name = start(key, &request);
-    statements::told_otherwise(key);
+    statements::told_otherwise(key, false);
     name
 }
 
@@ -220,7 +220,7 @@ fn deny(key: usize, target: Option<&[u8]>, refusal: &Refusal, reason: Option<&[u
     let told = session::names_for_events();
     let user = told.map_or(name_of(&session_user), |(state, _)| state.target_name);
     let user = name_cstring(&user);
-    statements::told_otherwise(key);
+    statements::told_otherwise(key, true);
     audit::push(&Event {
         user_name: user.to_bytes(),
         session_user_name: &session_user,

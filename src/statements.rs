@@ -302,10 +302,12 @@ pub fn failed(key: usize, sqlstate: i32) {
 }
 
 /// The statement being run is told in another way: as SETUSER, RESETUSER or DENIED.
-pub fn told_otherwise(key: usize) {
+///
+/// With `failed` the error that comes next is its own. Without, there is none, and the next is another statement's.
+pub fn told_otherwise(key: usize, failed: bool) {
     if let Some(open) = take(key) {
         audit::release(open.reserved);
-        ERROR_TOLD.set(true);
+        ERROR_TOLD.set(failed);
     }
 }
 

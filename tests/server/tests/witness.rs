@@ -61,3 +61,16 @@ fn l3_a_statement_that_changes_application_name_is_on_record_in_full() {
     let rows = stage.audit(session.pid(), &["STATEMENT"]);
     assert_eq!(rows[0].statement.as_deref(), Some(statement));
 }
+
+#[test]
+fn l3_a_statement_that_does_not_parse_is_on_record_right_after_a_switch_over() {
+    let stage = Stage::new();
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.become_role("carol");
+    session.fails("42703", "SELECT nosuch");
+    let rows = stage.audit(session.pid(), &["STATEMENT"]);
+    assert!(rows
+        .iter()
+        .any(|row| row.sqlstate == "42703" && row.statement.as_deref() == Some("SELECT nosuch")));
+}

@@ -68,6 +68,13 @@ COMMENT ON FUNCTION impersonate.stamp_grant() IS
 CREATE TRIGGER stamp BEFORE INSERT ON impersonate.set_user_grant
     FOR EACH ROW EXECUTE FUNCTION impersonate.stamp_grant();
 
+CREATE FUNCTION impersonate.rights_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'rights_changed_wrapper';
+COMMENT ON FUNCTION impersonate.rights_changed() IS
+    'has the impersonations that rest on rights judged again when the table is written by hand';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.set_user_grant
+    FOR EACH STATEMENT EXECUTE FUNCTION impersonate.rights_changed();
+
 SELECT pg_catalog.pg_extension_config_dump('impersonate.grant_id_seq', '');
 
 CREATE FUNCTION impersonate.live_grants(
@@ -145,7 +152,7 @@ COMMENT ON FUNCTION impersonate.can_setuser(text, text) IS 'whether setuser(targ
 ---------------------------------------------------------------------------------------------------------------------
 CREATE FUNCTION impersonate.active_impersonations(
     OUT pid integer, OUT datid oid, OUT impersonator oid, OUT target oid, OUT since timestamptz, OUT reason text,
-    OUT impersonation_id uuid) RETURNS SETOF record
+    OUT impersonation_id uuid, OUT judged_at timestamptz, OUT judged boolean) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'active_impersonations_wrapper';
 COMMENT ON FUNCTION impersonate.active_impersonations() IS
     'the impersonations of the cluster that the caller may see: all with pg_read_all_stats, else its own';
@@ -157,11 +164,25 @@ CREATE VIEW impersonate.active AS
            pg_catalog.pg_get_userbyid(a.target) AS target,
            a.since,
            a.reason,
-           a.impersonation_id
+           a.impersonation_id,
+           s.query_start AS last_statement_start,
+           a.judged_at,
+           a.judged,
+           pg_catalog.format('SELECT impersonate.terminate(%s);', a.pid) AS how_to_end
       FROM impersonate.active_impersonations() a
-      LEFT JOIN pg_catalog.pg_database d ON d.oid = a.datid;
+      LEFT JOIN pg_catalog.pg_database d ON d.oid = a.datid
+      LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(a.pid) s ON true;
 COMMENT ON VIEW impersonate.active IS 'every active impersonation of the cluster';
+COMMENT ON COLUMN impersonate.active.last_statement_start IS 'as query_start in pg_stat_activity';
+COMMENT ON COLUMN impersonate.active.judged_at IS 'when its criteria were last judged';
+COMMENT ON COLUMN impersonate.active.judged IS 'judged since the last statement that changed roles or rights';
+COMMENT ON COLUMN impersonate.active.how_to_end IS 'for superusers and members of pg_signal_backend';
 GRANT SELECT ON impersonate.active TO PUBLIC;
+
+CREATE FUNCTION impersonate.terminate(pid integer, timeout bigint DEFAULT 5000) RETURNS boolean
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'terminate_wrapper';
+COMMENT ON FUNCTION impersonate.terminate(integer, bigint) IS
+    'ends the connection of an impersonation, on record; whether it was gone within timeout milliseconds';
 
 ---------------------------------------------------------------------------------------------------------------------
 -- Audit

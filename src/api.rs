@@ -2,15 +2,16 @@
 
 use crate::audit::{self, Event, Kind};
 use crate::pg::guc::{name_bytes, name_cstring, name_of, Refusal};
-use crate::pg::roles::{role_id, Catalogs};
+use crate::pg::role_lock::Switching;
+use crate::pg::roles::Catalogs;
 use crate::pg::{active, identity, portal, rights};
 use crate::session::{self, Cause, Switch};
-use crate::{grants, settings, statements};
+use crate::{grants, guard, settings, statements};
 use impersonate_policy as policy;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;
-use policy::{quote_literal, Impersonator, Rules, Scope, Target, Verdict, World};
+use policy::{quote_literal, Scope, Verdict, World};
 use std::ffi::CString;
 
 /// Bytes that a reason may have: it goes with each row of its impersonation's beginning and end.
@@ -145,8 +146,15 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
         );
         deny(key, Some(request.target), &refusal, request.reason);
     }
+    let call = call(Some(request.target));
+    let space = session::make_ready(request.local, request.reason, &call);
+    let switching = Switching::begin();
+    guard::begin_to_judge();
     let role = named(request.target);
     let Some(role) = role else {
+        switching.done();
+        guard::not_started();
+        audit::release(space);
         let refusal = refusal(
             PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
             format!("role \"{}\" does not exist", shown(request.target)),
@@ -156,12 +164,19 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
         deny(key, Some(request.target), &refusal, request.reason)
     };
     let catalogs = Catalogs::default();
-    let verdict = judge(&catalogs, identity::session_user(), role, session::via());
+    let (impersonator, rules) = (identity::session_user(), guard::rules());
+    let verdict = guard::judge(&catalogs, impersonator, role, session::via(), rules);
     if let Some(refusal) = refused(&catalogs, &verdict) {
+        switching.done();
+        guard::not_started();
+        audit::release(space);
         deny(key, Some(request.target), &refusal, request.reason);
     }
-    let name = session::start(&Switch {
-        impersonator: identity::session_user(),
+    let switch = Switch {
+        switching,
+        rights: guard::for_others(&catalogs, impersonator, role),
+        rules,
+        impersonator,
         target: role,
         grant_id: verdict.right,
         reason: request.reason,
@@ -169,8 +184,9 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
         cookie: request.cookie,
         no_revert: request.no_revert,
         with_settings: request.with_settings,
-        statement: &call(Some(request.target)),
-    });
+        statement: &call,
+    };
+    let name = session::start(switch, space);
     name_bytes(&name).to_vec()
 }
 
@@ -179,18 +195,6 @@ fn named(name: &[u8]) -> Option<Oid> {
     (name.len() < 64)
         .then(|| CString::new(name).ok().and_then(|name| identity::role_named(&name)))
         .flatten()
-}
-
-fn judge(catalogs: &Catalogs, impersonator: Oid, target: Oid, via: Option<Oid>) -> Verdict {
-    policy::judge(
-        catalogs,
-        Impersonator(role_id(impersonator)),
-        Target(role_id(target)),
-        via.map(role_id),
-        &Rules {
-            require_login: settings::require_login(),
-        },
-    )
 }
 
 /// S6: the first criterion that isn't met, and the statement that would cure it.
@@ -256,7 +260,7 @@ fn judged(target: &[u8], impersonator: &[u8]) -> (Catalogs, Verdict) {
         None
     };
     let catalogs = Catalogs::default();
-    let verdict = judge(&catalogs, impersonator, target, via);
+    let verdict = guard::judge(&catalogs, impersonator, target, via, guard::rules());
     (catalogs, verdict)
 }
 
@@ -443,11 +447,14 @@ fn active_impersonations() -> TableIterator<
         name!(since, TimestampWithTimeZone),
         name!(reason, Option<Vec<u8>>),
         name!(impersonation_id, pgrx::Uuid),
+        name!(judged_at, TimestampWithTimeZone),
+        name!(judged, bool),
     ),
 > {
+    let changed_at = if active::available() { active::changed_at() } else { 0 };
     let all = identity::may_read_all_stats();
     let (user, own) = (identity::session_user(), identity::current_user());
-    let rows: Vec<_> = active::snapshot()
+    let rows: Vec<_> = active::in_force()
         .into_iter()
         .filter(|entry| all || [user, own].contains(&entry.state.impersonator) || entry.state.target == own)
         .filter_map(|entry| {
@@ -460,10 +467,34 @@ fn active_impersonations() -> TableIterator<
                 identity::timestamp(state.since)?,
                 state.reason.text().map(<[u8]>::to_vec),
                 pgrx::Uuid::from_bytes(state.id),
+                identity::timestamp(entry.judged_at)?,
+                entry.judged_at >= changed_at,
             ))
         })
         .collect();
     TableIterator::new(rows)
+}
+
+/// `impersonate.terminate` (E6): whether that connection is gone; waits `timeout` milliseconds for it.
+#[pg_extern(volatile, parallel_unsafe)]
+fn terminate(pid: i32, timeout: default!(i64, 5000)) -> bool {
+    if timeout < 0 {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+            "\"timeout\" must not be negative".to_owned(),
+            None,
+            None,
+        ));
+    }
+    if let Err(why) = guard::may_terminate(pid) {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("permission denied to end the impersonation of process {pid}"),
+            Some(why.to_owned()),
+            None,
+        ));
+    }
+    guard::terminate(pid, timeout)
 }
 
 /// `impersonate.audit_sync`

@@ -7,7 +7,7 @@ use crate::pg::trampoline::{Course, Utility};
 use crate::pg::utility::{self, RoleGrant};
 use crate::pg::version::AdminClause;
 use crate::pg::{identity, rights, store};
-use crate::{session, statements};
+use crate::{guard, session, statements};
 use impersonate_policy as policy;
 use pgrx::pg_sys::Oid;
 use pgrx::{ereport, PgLogLevel, PgSqlErrorCode};
@@ -49,6 +49,7 @@ pub fn statement(utility: &Utility, grant: &RoleGrant) -> Option<Course> {
     require_extension();
     // Before names are looked up: a role that is being dropped is then gone, or stays.
     store::lock_rights();
+    guard::before_change();
     let grantees: Vec<RoleId> = grant
         .grantees()
         .into_iter()
@@ -104,6 +105,7 @@ pub fn statement(utility: &Utility, grant: &RoleGrant) -> Option<Course> {
             take(&request, grantor);
         }
     }
+    guard::after_change(|| utility::action(utility));
     Some(utility::emptied(utility))
 }
 

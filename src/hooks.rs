@@ -3,7 +3,7 @@
 use crate::pg::trampoline::{self, Course, Handlers, Utility};
 use crate::pg::utility::{self, Concern};
 use crate::pg::{identity, own_objects, rights, store};
-use crate::{audit, grants, session, settings, statements};
+use crate::{audit, grants, guard, session, settings, statements};
 
 /// For `pg/trampoline.rs`.
 pub static HANDLERS: Handlers = Handlers {
@@ -18,6 +18,7 @@ pub static HANDLERS: Handlers = Handlers {
     utility: before_utility,
     utility_done: after_utility,
     reported: statements::reported,
+    last_words: session::last_words,
     before_commit: session::before_commit,
     transaction_ends: |end| {
         // The statements' rows carry the identity that they ran under, so they come first.
@@ -42,8 +43,14 @@ fn before_utility(utility: &Utility) -> Course {
             session::refuse_change(&what);
         }
     }
-    match utility::read(utility) {
-        Concern::RoleGrant(grant) => grants::statement(utility, &grant).unwrap_or(unchanged),
+    let changes_roles = utility::changes_roles(utility);
+    let course = match utility::read(utility) {
+        Concern::RoleGrant(grant) => {
+            if let Some(course) = grants::statement(utility, &grant) {
+                return course;
+            }
+            unchanged
+        }
         Concern::RoleNamed(name) => {
             grants::check_role_name(&name);
             unchanged
@@ -53,10 +60,7 @@ fn before_utility(utility: &Utility) -> Course {
             if identity::in_transaction() && !identity::in_recovery() {
                 store::lock_rights();
             }
-            Course {
-                tell_when_done: true,
-                ..unchanged
-            }
+            unchanged
         }
         Concern::DiscardAll => {
             if session::in_force().is_some() {
@@ -72,11 +76,20 @@ fn before_utility(utility: &Utility) -> Course {
             unchanged
         }
         Concern::None => unchanged,
+    };
+    if changes_roles {
+        guard::before_change();
+    }
+    Course {
+        tell_when_done: changes_roles,
+        ..course
     }
 }
 
-fn after_utility(_utility: &Utility) {
-    if identity::in_transaction() && rights::extension_created() {
+fn after_utility(utility: &Utility) {
+    if utility::drops_role(utility) && identity::in_transaction() && rights::extension_created() {
+        identity::see_own_changes();
         grants::forget_the_dead();
     }
+    guard::after_change(|| utility::action(utility));
 }

@@ -5,6 +5,7 @@
 mod api;
 mod audit;
 mod grants;
+mod guard;
 mod hooks;
 mod pg;
 mod session;
@@ -25,9 +26,11 @@ extern "C-unwind" fn _PG_init() {
     audit::define_settings();
     audit::init();
     pg::active::install();
+    pg::changes::install();
     pg::rights::register_provider();
     pg::guc::install(&session::HANDLERS);
     pg::trampoline::install(&hooks::HANDLERS);
     pg::own_objects::install(session::refuse_change);
+    pg::trigger::install(guard::rights_changed);
     settings::close();
 }

@@ -9,11 +9,12 @@
 //! what it says was set aside when the impersonation began (`statements::Standing`).
 
 use crate::audit::{Event, Kind};
-use crate::pg::active;
+use crate::pg::active::{self, Note, Slot};
 use crate::pg::guc::{self, name_bytes, name_of, name_text, Handlers, Name, Refusal, RoleState, TargetState};
+use crate::pg::role_lock::{self, Switching};
 use crate::pg::trampoline::{self, TransactionEnd};
-use crate::pg::{guc_values, identity, leftovers};
-use crate::{settings, statements};
+use crate::pg::{changes, guc_values, identity, leftovers};
+use crate::{guard, settings, statements};
 use pgrx::pg_sys::Oid;
 use pgrx::PgSqlErrorCode;
 use std::cell::{Cell, RefCell};
@@ -69,6 +70,8 @@ struct Session {
     ending: Cell<TransactionEnd>,
     /// An impersonation that lost its session user: it doesn't come back if that user does.
     dead: Cell<[u8; 16]>,
+    /// The impersonation of before this transaction, ended or switched over in it: a ROLLBACK brings it back.
+    may_come_back: Cell<Option<[u8; 16]>>,
     /// The session as it was when an impersonation began, for its end (S9). More than one while a transaction may
     /// bring an earlier one back.
     before: RefCell<Vec<([u8; 16], Rc<Before>)>>,
@@ -78,6 +81,10 @@ struct Session {
 
 /// What the end of an impersonation puts back.
 struct Before {
+    /// A transaction was committed since it began.
+    settled: Cell<bool>,
+    /// For the table of active impersonations, should it come back.
+    rights: Cell<Note>,
     role: RefCell<Option<guc::RoleValues>>,
     role_state: RoleState,
     settings: guc_values::Values,
@@ -98,6 +105,7 @@ thread_local! {
             restoring: Cell::new(false),
             ending: Cell::new(TransactionEnd::Commit),
             dead: Cell::new([0; 16]),
+            may_come_back: Cell::new(None),
             before: RefCell::new(Vec::new()),
             exiting: Cell::new(false),
         }
@@ -238,7 +246,7 @@ pub fn check() {
     let Some((expected, _)) = amounts_to() else { return };
     let found = identity::role_in_force();
     if found == expected {
-        return;
+        return stand_up_to(&state);
     }
     let detail = serde_json::json!({
         "expected": u32::from(expected),
@@ -259,6 +267,47 @@ pub fn check() {
             u32::from(expected)
         )
     );
+}
+
+/// E5: whatever changed under the impersonation, by whatever path, it is judged again before the next statement.
+fn stand_up_to(state: &TargetState) {
+    if !identity::in_transaction() {
+        return;
+    }
+    let expired = state.valid_until != pgrx::pg_sys::TimestampTz::MAX && state.valid_until < identity::now();
+    if !changes::any() && !expired {
+        return;
+    }
+    changes::seen();
+    match guard::judge_own(state) {
+        Ok(rights) => {
+            if let Some(before) = before(state) {
+                before.rights.set(rights);
+            }
+            active::judged_own(&state.id, identity::now(), &rights);
+        }
+        Err(broken) => {
+            let detail = broken.detail().to_string();
+            let detail = identity::speakable(&detail);
+            statements::tell_standing(&Event {
+                sqlstate: *b"57P01",
+                ..event(Kind::Terminated, state, Some(detail.as_bytes()))
+            });
+            raise_at(
+                &Refusal {
+                    sqlstate: PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
+                    message: format!(
+                        "terminating connection because role \"{}\" may no longer act as role \"{}\"",
+                        name_text(&state.impersonator_name),
+                        name_text(&state.target_name)
+                    ),
+                    detail: Some(broken.sentence),
+                    hint: None,
+                },
+                pgrx::PgLogLevel::FATAL,
+            );
+        }
+    }
 }
 
 /// Puts in force what the recorded values amount to.
@@ -309,12 +358,33 @@ fn reconcile() {
     });
 }
 
-fn publish(state: &TargetState) {
-    active::publish(Some(&active::Entry {
+fn publish(slot: Slot, state: &TargetState, judged_at: pgrx::pg_sys::TimestampTz, rights: &Note) {
+    let entry = active::Entry {
         pid: identity::pid(),
         database: identity::database(),
         state: *state,
-    }));
+        session_start: identity::session_start(),
+        judged_at,
+    };
+    active::publish(slot, Some((&entry, rights)));
+}
+
+/// An impersonation is about to be ended or switched over in a transaction that may yet bring it back: until then
+/// nobody may break its criteria either.
+fn keep_for_rollback(state: &TargetState) {
+    let Some(before) = before(state) else { return };
+    if !before.settled.get() {
+        // A ROLLBACK TO SAVEPOINT may bring this one back, and there is no place in the table for any number of them.
+        return role_lock::keep_roles();
+    }
+    publish(Slot::MayComeBack, state, identity::now(), &before.rights.get());
+    SESSION.with(|session| session.may_come_back.set(Some(state.id)));
+}
+
+fn nothing_comes_back() {
+    if SESSION.with(|session| session.may_come_back.take()).is_some() {
+        active::publish(Slot::MayComeBack, None);
+    }
 }
 
 fn event<'a>(kind: Kind, state: &'a TargetState, detail: Option<&'a [u8]>) -> Event<'a> {
@@ -333,7 +403,7 @@ fn event<'a>(kind: Kind, state: &'a TargetState, detail: Option<&'a [u8]>) -> Ev
 
 fn tell_end(state: &TargetState, cause: Cause, statement: Option<&[u8]>) {
     let detail = cause.detail();
-    active::publish(None);
+    active::publish(Slot::InForce, None);
     let command_tag = statement.map(|_| &b"SELECT"[..]);
     let end = event(Kind::ResetUser, state, Some(detail.as_bytes()));
     statements::tell_standing(&Event {
@@ -345,12 +415,21 @@ fn tell_end(state: &TargetState, cause: Cause, statement: Option<&[u8]>) {
 
 fn tell_return(state: &TargetState, cause: Cause) {
     let detail = cause.detail();
-    publish(state);
+    let rights = before(state).map_or(Note::EMPTY, |before| before.rights.get());
+    publish(Slot::InForce, state, identity::now(), &rights);
+    if SESSION.with(|session| session.may_come_back.get()) == Some(state.id) {
+        nothing_comes_back();
+    }
     statements::tell_standing(&event(Kind::SetUser, state, Some(detail.as_bytes())));
 }
 
 /// A judged switch, ready to be made.
 pub struct Switch<'a> {
+    /// Keeps roles from changing between the judgement and the table of active impersonations.
+    pub switching: Switching,
+    /// What sessions of other databases need to judge it again.
+    pub rights: Note,
+    pub rules: guc::Rules,
     pub impersonator: Oid,
     pub target: Oid,
     pub grant_id: Option<i64>,
@@ -364,8 +443,32 @@ pub struct Switch<'a> {
     pub statement: &'a [u8],
 }
 
-/// Starts an impersonation, or switches over. On record before it is in force; raises when it can't be.
-pub fn start(switch: &Switch) -> Name {
+/// What a switch needs before it is judged: no cursors, and room in the queue. May wait, and raises.
+pub fn make_ready(local: bool, reason: Option<&[u8]>, statement: &[u8]) -> usize {
+    refuse_open_cursors(local);
+    trampoline::follow_transactions();
+    statements::stand_by();
+    let space = Event {
+        statement: Some(statement),
+        command_tag: Some(b"SELECT"),
+        reason,
+        user_name: &LONGEST_NAME,
+        session_user_name: &LONGEST_NAME,
+        role_name: &LONGEST_NAME,
+        impersonation_id: Some([0; 16]),
+        grant_id: Some(0),
+        ..statements::blank_event(Kind::SetUser)
+    }
+    .size();
+    crate::audit::reserve(space);
+    space
+}
+
+const LONGEST_NAME: [u8; 64] = [b'n'; 64];
+
+/// Starts an impersonation, or switches over, with the room of [`make_ready`]. On record before it is in force; raises
+/// when it can't be.
+pub fn start(switch: Switch, space: usize) -> Name {
     let impersonator_name = identity::role_name(switch.impersonator).unwrap_or_default();
     let target_name = identity::role_name(switch.target).unwrap_or_default();
     let state = TargetState {
@@ -376,6 +479,12 @@ pub fn start(switch: &Switch) -> Name {
         via: via().unwrap_or(Oid::INVALID),
         grant_id: switch.grant_id.unwrap_or(0),
         since: leftovers::statement_start(),
+        rules: switch.rules,
+        valid_until: if switch.rules.require_login {
+            crate::pg::roles::valid_until(switch.target)
+        } else {
+            pgrx::pg_sys::TimestampTz::MAX
+        },
         impersonator_name: name_of(&impersonator_name),
         target_name: name_of(&target_name),
         cookie: switch.cookie,
@@ -384,9 +493,6 @@ pub fn start(switch: &Switch) -> Name {
         audited: settings::audit_statements() != settings::AuditStatements::none,
         reason: guc::Reason::new(switch.reason.unwrap_or_default()),
     };
-    refuse_open_cursors(switch.local);
-    trampoline::follow_transactions();
-    statements::stand_by();
     let value = CString::new(target_name).unwrap_or_default();
     let recorded = Event {
         statement: Some(switch.statement),
@@ -394,17 +500,17 @@ pub fn start(switch: &Switch) -> Name {
         reason: switch.reason,
         ..event(Kind::SetUser, &state, None)
     };
-    let space = recorded.size();
-    crate::audit::reserve(space);
     SESSION.with(|session| {
         if let Some(old) = session.told.get() {
+            keep_for_rollback(&old.state);
             tell_end(&old.state, Cause::Switched, None);
         }
         let sequence = crate::audit::push_reserved(&recorded, space);
         // From here a failure is undone by the transaction: told, not in force, hence a RESETUSER when it aborts.
         session.told.set(Some(Told { state }));
         session.changing.set(true);
-        publish(&state);
+        publish(Slot::InForce, &state, identity::now(), &switch.rights);
+        switch.switching.done();
         trampoline::watch(true);
         crate::audit::wait_stored(sequence);
         let under = match in_force() {
@@ -421,6 +527,8 @@ pub fn start(switch: &Switch) -> Name {
             None => None,
         };
         let before = Before {
+            settled: Cell::new(false),
+            rights: Cell::new(switch.rights),
             since: state.since,
             under,
             role: RefCell::new(guc::take_role()),
@@ -449,6 +557,7 @@ pub fn end(cause: Cause, statement: Option<&str>) {
     let Some(state) = in_force() else { return };
     SESSION.with(|session| {
         statements::stand_by();
+        keep_for_rollback(&state);
         let before = before(&state).map(lowest);
         // May fail; the settings cannot, and some of them ask who sets them.
         if let Some(before) = &before {
@@ -575,9 +684,13 @@ pub fn transaction_ends(end: TransactionEnd) {
         session.ending.set(end);
         if end == TransactionEnd::Commit {
             let told = session.told.get().map(|told| told.state);
+            if told.is_none_or(|state| !state.local) {
+                nothing_comes_back();
+            }
             if let Ok(mut before) = session.before.try_borrow_mut() {
                 // Under one that ends with the transaction there may be another that goes on.
                 for (_, kept) in before.iter() {
+                    kept.settled.set(true);
                     // A SET LOCAL of this transaction is over.
                     if let Some(role) = kept.role.borrow_mut().as_mut() {
                         role.local = None;
@@ -600,6 +713,7 @@ pub fn transaction_ends(end: TransactionEnd) {
 pub fn connection_ends(terminated: bool) {
     SESSION.with(|session| {
         session.exiting.set(true);
+        nothing_comes_back();
         if let Some(told) = session.told.take() {
             tell_end(
                 &told.state,
@@ -612,6 +726,12 @@ pub fn connection_ends(terminated: bool) {
             );
         }
     });
+}
+
+/// Why another session ends this one, for its client (E3).
+pub fn last_words() -> Option<Vec<u8>> {
+    let told = SESSION.with(|session| session.told.get())?;
+    Some(active::doom(&told.state.id)?.bytes().to_vec())
 }
 
 /// The impersonator's name for events, without a catalog while impersonating.

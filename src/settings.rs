@@ -11,6 +11,16 @@ pub enum AuditStatements {
     all,
 }
 
+/// What becomes of a statement that breaks the criteria of an active impersonation (E2, E3).
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+#[allow(non_camel_case_types)]
+pub enum OnViolation {
+    reject,
+    terminate,
+}
+
+// Reject: whoever changes a role learns at once who is in the way, and nobody loses work.
+static ON_VIOLATION: GucSetting<OnViolation> = GucSetting::<OnViolation>::new(OnViolation::reject);
 // A target that cannot log in is nobody's identity: off lets group roles be acted as (S5).
 static REQUIRE_LOGIN: GucSetting<bool> = GucSetting::<bool>::new(true);
 // Impersonated: what was done under another identity is what nobody else records.
@@ -30,6 +40,11 @@ pub fn local_only() -> bool {
 /// Whether a target must be able to log in (S5).
 pub fn require_login() -> bool {
     REQUIRE_LOGIN.get()
+}
+
+/// What becomes of a statement that breaks the criteria of an active impersonation.
+pub fn on_violation() -> OnViolation {
+    ON_VIOLATION.get()
 }
 
 /// Whose statements are recorded.
@@ -57,6 +72,14 @@ pub fn define() {
         c"Impersonations must end with their transaction.",
         c"For roles whose connections a pooler hands on between transactions: only setuser(..., local => true) works.",
         &LOCAL_ONLY,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"impersonate.on_violation",
+        c"What becomes of a role change that breaks the criteria of an active impersonation.",
+        c"reject: it fails. terminate: the connections that would be in breach are ended before it takes effect.",
+        &ON_VIOLATION,
         GucContext::Suset,
         GucFlags::default(),
     );

@@ -26,6 +26,7 @@ pub use grant::{grant, may_grant, Change, GrantError, GrantRequest, NewRight};
 pub use judge::{judge, Rules};
 pub use privilege::{parse_privilege, ListError, Privilege};
 pub use quote::{quote_identifier, quote_literal};
+pub use reach::usable;
 pub use redact::redact;
 pub use render::Rendered;
 pub use revoke::{revoke, NotGranted, RevokeError, RevokeRequest, RevokeWhat, Revoked};

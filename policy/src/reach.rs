@@ -41,6 +41,11 @@ pub(crate) fn reach(world: &dyn World, starts: impl IntoIterator<Item = RoleId>)
     reach
 }
 
+/// The roles whose privileges `role` can use, by inheritance or after `SET ROLE`, itself included.
+pub fn usable(world: &dyn World, role: RoleId) -> BTreeSet<RoleId> {
+    reach(world, [role]).usable
+}
+
 /// The roles whose privileges `starts` have without asking, themselves included.
 pub(crate) fn inherited(world: &dyn World, starts: impl IntoIterator<Item = RoleId>) -> BTreeSet<RoleId> {
     let mut reached = BTreeSet::new();

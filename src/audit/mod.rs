@@ -138,6 +138,24 @@ pub fn try_push(event: &Event) -> Option<u64> {
     Some(after_push(lane, position))
 }
 
+/// Pushes an event into the queue of another database, if there is room right now; else it goes to the server log.
+/// Neither waits nor raises.
+pub fn push_to(database: pgrx::pg_sys::Oid, event: &Event) {
+    let database = database.to_u32();
+    if database == worker::my_database() {
+        push_reserved(event, 0);
+        return;
+    }
+    let size = event.size();
+    let pushed = queue::assign(database)
+        .filter(|_| size <= max_event_bytes())
+        .and_then(|lane| Some((lane, lane.try_push(database, event, size)?)));
+    match pushed {
+        Some((lane, position)) => _ = after_push(lane, position),
+        None => writer::log_event(event),
+    }
+}
+
 /// Returns when the event of this ticket, and all before it in its database, are stored; at once for ticket 0.
 ///
 /// Waits, interruptible. Raises 55000 when the writer can't store events, 55006 when it waits for a lock that the

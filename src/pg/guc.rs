@@ -26,6 +26,10 @@ pub struct TargetState {
     /// The right that let it through; 0 for none.
     pub grant_id: i64,
     pub since: pg_sys::TimestampTz,
+    /// What it was judged by, and is judged by for as long as it lasts.
+    pub rules: Rules,
+    /// When the target expires; the end of time if it doesn't (E5).
+    pub valid_until: pg_sys::TimestampTz,
     pub impersonator_name: Name,
     pub target_name: Name,
     /// SHA-256 of the cookie, if one was given (S7).
@@ -37,6 +41,13 @@ pub struct TargetState {
     pub audited: bool,
     /// The reason as far as `impersonate.active` shows it; the audit has all of it.
     pub reason: Reason,
+}
+
+/// The settings that bear on the criteria, as of the switch.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Rules {
+    pub require_login: bool,
 }
 
 /// The beginning of a reason.

@@ -160,6 +160,36 @@ pub fn may_read_all_stats() -> bool {
     unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS)) }
 }
 
+/// Whether the current user may end others' connections.
+pub fn may_signal() -> bool {
+    // SAFETY: a catalog look-up in a transaction.
+    unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), Oid::from(pg_sys::ROLE_PG_SIGNAL_BACKEND)) }
+}
+
+/// What the statement changed is seen by what this session reads from here on.
+pub fn see_own_changes() {
+    // SAFETY: in a transaction, between the parts of a statement.
+    unsafe { pg_sys::CommandCounterIncrement() };
+}
+
+/// The name of this session's database.
+pub fn database_name() -> Vec<u8> {
+    name_of_database(database())
+}
+
+/// The name of a database; empty when it is gone.
+pub fn name_of_database(database: Oid) -> Vec<u8> {
+    // SAFETY: null when it isn't found; else a palloc'ed string.
+    unsafe {
+        let name = pg_sys::get_database_name(database);
+        if name.is_null() {
+            Vec::new()
+        } else {
+            CStr::from_ptr(name).to_bytes().to_vec()
+        }
+    }
+}
+
 /// A timestamp for SQL.
 pub fn timestamp(time: pg_sys::TimestampTz) -> Option<pgrx::datum::TimestampWithTimeZone> {
     // SAFETY: a TimestampTz is its datum.

@@ -1,7 +1,9 @@
 //! The home of `unsafe`: the server's interface, made safe to call. Nothing is decided here.
 
 pub mod active;
+pub mod backends;
 pub mod catch;
+pub mod changes;
 pub mod guc;
 pub mod guc_values;
 pub mod identity;
@@ -11,6 +13,7 @@ pub mod nodes;
 pub mod own_objects;
 pub mod portal;
 pub mod rights;
+pub mod role_lock;
 pub mod roles;
 pub mod shmem;
 pub mod store;

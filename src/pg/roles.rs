@@ -26,6 +26,9 @@ pub fn role_oid(role: RoleId) -> Oid {
 pub struct Catalogs {
     memberships: RefCell<HashMap<RoleId, Vec<policy::Membership>>>,
     rights: RefCell<Option<rights::Reader>>,
+    parameters: RefCell<Option<Vec<policy::ParameterPrivilege>>>,
+    /// Whose owner is in pg_database_owner: this one, if none is named.
+    database: Option<Oid>,
     database_owner: Cell<Option<Oid>>,
 }
 
@@ -70,7 +73,39 @@ fn auth_row(role: RoleId) -> Option<AuthRow> {
     }
 }
 
+/// When a role expires; the end of time if it doesn't, or is gone.
+pub fn valid_until(role: Oid) -> pg_sys::TimestampTz {
+    // SAFETY: as auth_row.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::AUTHOID as i32, pg_sys::Datum::from(role));
+        if tuple.is_null() {
+            return pg_sys::TimestampTz::MAX;
+        }
+        let mut is_null = false;
+        let until = pg_sys::SysCacheGetAttr(
+            pg_sys::SysCacheIdentifier::AUTHOID as i32,
+            tuple,
+            pg_sys::Anum_pg_authid_rolvaliduntil as i16,
+            &raw mut is_null,
+        );
+        pg_sys::ReleaseSysCache(tuple);
+        if is_null {
+            pg_sys::TimestampTz::MAX
+        } else {
+            until.value() as pg_sys::TimestampTz
+        }
+    }
+}
+
 impl Catalogs {
+    /// As a session of another database sees them. Its rights cannot be read from here.
+    pub fn of_database(database: Oid) -> Catalogs {
+        Catalogs {
+            database: Some(database),
+            ..Catalogs::default()
+        }
+    }
+
     fn read_memberships(&self, member: RoleId) -> Vec<policy::Membership> {
         let inherits = auth_row(member).is_some_and(|row| row.inherits);
         let mut found = Vec::new();
@@ -118,7 +153,7 @@ impl Catalogs {
         let owner = unsafe {
             let tuple = pg_sys::SearchSysCache1(
                 pg_sys::SysCacheIdentifier::DATABASEOID as i32,
-                pg_sys::Datum::from(pg_sys::MyDatabaseId),
+                pg_sys::Datum::from(self.database.unwrap_or(pg_sys::MyDatabaseId)),
             );
             if tuple.is_null() {
                 Oid::INVALID
@@ -155,7 +190,10 @@ impl policy::World for Catalogs {
     }
 
     fn parameter_privileges(&self) -> Vec<policy::ParameterPrivilege> {
-        parameter_privileges()
+        self.parameters
+            .borrow_mut()
+            .get_or_insert_with(parameter_privileges)
+            .clone()
     }
 
     fn rights(&self, grantee: RoleId) -> Vec<policy::Right> {

@@ -14,7 +14,7 @@ use super::{identity, nodes, portal};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag, ProcessUtilityContext};
 use std::cell::Cell;
-use std::ffi::{c_char, c_int, c_void, CStr};
+use std::ffi::{c_char, c_int, c_void, CStr, CString};
 
 extern "C-unwind" {
     fn standard_planner(
@@ -157,6 +157,8 @@ pub struct Handlers {
     pub utility_done: fn(&Utility),
     /// An error is reported to the client.
     pub reported: fn(sqlstate: i32, level: i32, query: &[u8]),
+    /// The connection is being terminated: what its client is to be told of the reason. Neither raises nor waits.
+    pub last_words: fn() -> Option<Vec<u8>>,
     /// The transaction is about to commit or to be prepared. May raise.
     pub before_commit: fn(),
     pub transaction_ends: fn(TransactionEnd),
@@ -574,10 +576,21 @@ unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
     unsafe {
         if watching() && (*error).elevel >= pgrx::PgLogLevel::ERROR as i32 {
             error_reported((*error).sqlerrcode, (*error).elevel);
+            if (*error).elevel == pgrx::PgLogLevel::FATAL as i32 && (*error).detail.is_null() {
+                explain_end(error);
+            }
         }
         if let Some(previous) = PREVIOUS_EMIT_LOG {
             previous(error);
         }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn explain_end(error: *mut pg_sys::ErrorData) {
+    if let Some(words) = (handlers().last_words)().and_then(|words| CString::new(words).ok()) {
+        // SAFETY: a copy in the error's own memory, which frees it (elog.c).
+        unsafe { (*error).detail = pg_sys::MemoryContextStrdup((*error).assoc_context, words.as_ptr()) };
     }
 }
 

@@ -3,6 +3,7 @@
 use super::rights::{self, Row};
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{ereport, pg_guard, IntoDatum, PgLogLevel, PgSqlErrorCode};
+use std::cell::Cell;
 
 macro_rules! version_1 {
     ($name:ident) => {
@@ -17,6 +18,7 @@ macro_rules! version_1 {
 
 version_1!(pg_finfo_stamp_grant_wrapper);
 version_1!(pg_finfo_audit_guard_wrapper);
+version_1!(pg_finfo_rights_changed_wrapper);
 
 unsafe fn trigger_data(fcinfo: pg_sys::FunctionCallInfo) -> *mut pg_sys::TriggerData {
     // SAFETY: the caller's own fcinfo; a trigger call carries its data as context.
@@ -48,6 +50,37 @@ pub unsafe extern "C-unwind" fn audit_guard_wrapper(fcinfo: pg_sys::FunctionCall
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             "impersonate.audit is written by the audit writer alone"
         );
+    }
+    Datum::null()
+}
+
+/// What is done when rights were changed by hand. May raise.
+static CHANGED: Process<Option<fn()>> = Process(Cell::new(None));
+
+struct Process<T>(Cell<T>);
+// SAFETY: a backend has one thread that runs this code.
+unsafe impl<T> Sync for Process<T> {}
+
+/// To be called while libraries are preloaded.
+pub fn install(rights_changed: fn()) {
+    CHANGED.0.set(Some(rights_changed));
+}
+
+/// `impersonate.rights_changed`: other sessions learn of it, and active impersonations are judged again (E2, E5).
+///
+/// # Safety
+/// Called by the server.
+#[no_mangle]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn rights_changed_wrapper(fcinfo: pg_sys::FunctionCallInfo) -> Datum {
+    // SAFETY: the caller's promise; the trigger's relation is open.
+    unsafe {
+        let data = trigger_data(fcinfo);
+        pg_sys::CacheInvalidateRelcache((*data).tg_relation);
+    }
+    // Our own statements are judged as a whole.
+    if let (Some(changed), false) = (CHANGED.0.get(), super::store::is_ours()) {
+        changed();
     }
     Datum::null()
 }

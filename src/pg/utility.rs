@@ -40,7 +40,165 @@ pub fn concerns(kind: NodeTag) -> bool {
             | NodeTag::T_DropdbStmt
             | NodeTag::T_CreatedbStmt
             | NodeTag::T_AlterDatabaseStmt
+    ) || may_change_roles(kind)
+}
+
+fn may_change_roles(kind: NodeTag) -> bool {
+    matches!(
+        kind,
+        NodeTag::T_GrantRoleStmt
+            | NodeTag::T_CreateRoleStmt
+            | NodeTag::T_AlterRoleStmt
+            | NodeTag::T_DropRoleStmt
+            | NodeTag::T_DropOwnedStmt
+            | NodeTag::T_ReassignOwnedStmt
+            | NodeTag::T_GrantStmt
+            | NodeTag::T_AlterOwnerStmt
+            | NodeTag::T_SecLabelStmt
+            | NodeTag::T_DropStmt
     )
+}
+
+/// Whether the statement can change what the criteria are judged by (E2).
+pub fn changes_roles(utility: &Utility) -> bool {
+    use pg_sys::ObjectType::{OBJECT_DATABASE, OBJECT_EXTENSION, OBJECT_PARAMETER_ACL, OBJECT_ROLE, OBJECT_SCHEMA};
+    // SAFETY: what the server is about to run; each node is tested for its tag.
+    unsafe {
+        let node = (*utility.statement).utilityStmt;
+        match tag(node) {
+            Some(NodeTag::T_GrantStmt) => (*node.cast::<pg_sys::GrantStmt>()).objtype == OBJECT_PARAMETER_ACL,
+            // Its owner is in pg_database_owner.
+            Some(NodeTag::T_AlterOwnerStmt) => (*node.cast::<pg_sys::AlterOwnerStmt>()).objectType == OBJECT_DATABASE,
+            // Rights without their stamps are dead.
+            Some(NodeTag::T_SecLabelStmt) => (*node.cast::<pg_sys::SecLabelStmt>()).objtype == OBJECT_ROLE,
+            // The rights go with the extension, and that with its schema.
+            Some(NodeTag::T_DropStmt) => {
+                matches!(
+                    (*node.cast::<pg_sys::DropStmt>()).removeType,
+                    OBJECT_EXTENSION | OBJECT_SCHEMA
+                )
+            }
+            Some(kind) => may_change_roles(kind),
+            None => false,
+        }
+    }
+}
+
+/// Whether the statement drops roles.
+pub fn drops_role(utility: &Utility) -> bool {
+    // SAFETY: as above.
+    unsafe { tag((*utility.statement).utilityStmt) == Some(NodeTag::T_DropRoleStmt) }
+}
+
+/// What the statement does, to follow on "cannot".
+pub fn action(utility: &Utility) -> String {
+    use pg_sys::ObjectType::{OBJECT_DATABASE, OBJECT_PARAMETER_ACL, OBJECT_ROLE};
+    // SAFETY: as above; lists are of the kinds that the grammar makes.
+    unsafe {
+        let node = (*utility.statement).utilityStmt;
+        match tag(node) {
+            Some(NodeTag::T_GrantRoleStmt) => {
+                let statement = &*node.cast::<pg_sys::GrantRoleStmt>();
+                let granted: Vec<String> = list_pointers(statement.granted_roles)
+                    .map(|privilege| quoted((*privilege.cast::<pg_sys::AccessPriv>()).priv_name))
+                    .collect();
+                let grantees = role_names(statement.grantee_roles);
+                // Ours are privileges, but not to the grammar.
+                let ours = list_pointers(statement.granted_roles)
+                    .any(|privilege| is_own_privilege((*privilege.cast::<pg_sys::AccessPriv>()).priv_name));
+                let what = if ours {
+                    "SET USER".to_owned()
+                } else {
+                    format!("role {}", granted.join(", "))
+                };
+                let grantees = grantees.join(", ");
+                match statement.is_grant {
+                    true => format!("grant {what} to role {grantees}"),
+                    false => format!("revoke {what} from role {grantees}"),
+                }
+            }
+            Some(NodeTag::T_CreateRoleStmt) => {
+                format!("create role {}", quoted((*node.cast::<pg_sys::CreateRoleStmt>()).role))
+            }
+            Some(NodeTag::T_AlterRoleStmt) => {
+                format!("alter role {}", role_name((*node.cast::<pg_sys::AlterRoleStmt>()).role))
+            }
+            Some(NodeTag::T_DropRoleStmt) => {
+                let roles = role_names((*node.cast::<pg_sys::DropRoleStmt>()).roles);
+                format!("drop role {}", roles.join(", "))
+            }
+            Some(NodeTag::T_DropOwnedStmt) => {
+                let roles = role_names((*node.cast::<pg_sys::DropOwnedStmt>()).roles);
+                format!("drop what is owned by role {}", roles.join(", "))
+            }
+            Some(NodeTag::T_ReassignOwnedStmt) => {
+                let roles = role_names((*node.cast::<pg_sys::ReassignOwnedStmt>()).roles);
+                format!("reassign what is owned by role {}", roles.join(", "))
+            }
+            Some(NodeTag::T_GrantStmt) => {
+                let statement = &*node.cast::<pg_sys::GrantStmt>();
+                let object = if statement.objtype == OBJECT_PARAMETER_ACL {
+                    "parameters"
+                } else {
+                    "objects"
+                };
+                let roles = role_names(statement.grantees).join(", ");
+                match statement.is_grant {
+                    true => format!("grant privileges on {object} to role {roles}"),
+                    false => format!("revoke privileges on {object} from role {roles}"),
+                }
+            }
+            Some(NodeTag::T_AlterOwnerStmt) => {
+                let statement = &*node.cast::<pg_sys::AlterOwnerStmt>();
+                if statement.objectType == OBJECT_DATABASE {
+                    let name = quoted((*statement.object.cast::<pg_sys::String>()).sval);
+                    format!("change the owner of database {name}")
+                } else {
+                    "change an owner".to_owned()
+                }
+            }
+            Some(NodeTag::T_SecLabelStmt) if (*node.cast::<pg_sys::SecLabelStmt>()).objtype == OBJECT_ROLE => {
+                "change the security label of a role".to_owned()
+            }
+            _ => {
+                let name = pg_sys::GetCommandTagName(pg_sys::CreateCommandTag(node));
+                format!("execute {}", CStr::from_ptr(name).to_string_lossy())
+            }
+        }
+    }
+}
+
+unsafe fn is_own_privilege(name: *const c_char) -> bool {
+    // SAFETY: a string of the parse tree.
+    let name = unsafe { text(name) };
+    std::str::from_utf8(&name).is_ok_and(|name| impersonate_policy::parse_privilege(name).is_some())
+}
+
+unsafe fn quoted(name: *const c_char) -> String {
+    // SAFETY: a string of the parse tree.
+    format!("\"{}\"", super::identity::to_utf8(&unsafe { text(name) }))
+}
+
+unsafe fn role_names(list: *mut pg_sys::List) -> Vec<String> {
+    // SAFETY: the caller's list of RoleSpecs.
+    unsafe { list_pointers(list).map(|role| role_name(role.cast())).collect() }
+}
+
+unsafe fn role_name(role: *mut pg_sys::RoleSpec) -> String {
+    use pg_sys::RoleSpecType::{
+        ROLESPEC_CSTRING, ROLESPEC_CURRENT_ROLE, ROLESPEC_CURRENT_USER, ROLESPEC_PUBLIC, ROLESPEC_SESSION_USER,
+    };
+    // SAFETY: a RoleSpec of the parse tree.
+    unsafe {
+        match (*role).roletype {
+            ROLESPEC_CSTRING => quoted((*role).rolename),
+            ROLESPEC_CURRENT_ROLE => "CURRENT_ROLE".to_owned(),
+            ROLESPEC_CURRENT_USER => "CURRENT_USER".to_owned(),
+            ROLESPEC_SESSION_USER => "SESSION_USER".to_owned(),
+            ROLESPEC_PUBLIC => "PUBLIC".to_owned(),
+            _ => "ALL".to_owned(),
+        }
+    }
 }
 
 unsafe fn text(string: *const c_char) -> Vec<u8> {

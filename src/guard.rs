@@ -1,0 +1,398 @@
+//! At least, for as long as it lasts: the criteria of every active impersonation, whoever changes what (E2 to E6).
+//!
+//! A statement that can change roles takes the lock of `pg/role_lock.rs`, runs, and then everything in the table of
+//! active impersonations is judged anew, with the statement's changes in sight. There is no foreseeing of what a
+//! statement does. What bypasses statements is caught by the impersonating session itself (`session::check`).
+
+mod remote;
+
+use crate::audit::{self, Event, Kind};
+use crate::pg::active::{self, Entry, Note};
+use crate::pg::guc::{name_bytes, name_of, name_text, Refusal, Rules, TargetState};
+use crate::pg::roles::{role_id, Catalogs};
+use crate::pg::{backends, changes, identity, role_lock};
+use crate::{session, settings, statements};
+use impersonate_policy as policy;
+use pgrx::pg_sys::Oid;
+use pgrx::PgSqlErrorCode;
+use policy::{Impersonator, Target, Verdict, World};
+use remote::{Elsewhere, Known};
+use std::collections::HashMap;
+
+/// Milliseconds to wait for connections that are in breach to be gone (E3).
+const PATIENCE: i64 = 10_000;
+
+/// Why an impersonation may not go on.
+#[derive(Clone)]
+pub struct Broken {
+    /// The criterion's number.
+    pub criterion: &'static str,
+    /// The criterion, and what is missing, as a sentence.
+    pub sentence: String,
+}
+
+impl Broken {
+    /// For an event's detail.
+    pub fn detail(&self) -> serde_json::Value {
+        serde_json::json!({ "criterion": self.criterion, "missing": self.sentence })
+    }
+}
+
+/// Judges with the settings that the switch was judged by.
+pub fn judge(world: &dyn World, impersonator: Oid, target: Oid, via: Option<Oid>, rules: Rules) -> Verdict {
+    policy::judge(
+        world,
+        Impersonator(role_id(impersonator)),
+        Target(role_id(target)),
+        via.map(role_id),
+        &policy::Rules {
+            require_login: rules.require_login,
+        },
+    )
+}
+
+/// The settings that a switch is judged by now.
+pub fn rules() -> Rules {
+    Rules {
+        require_login: settings::require_login(),
+    }
+}
+
+/// What sessions of other databases need to judge an impersonation of this one.
+pub fn for_others(catalogs: &Catalogs, impersonator: Oid, target: Oid) -> Note {
+    remote::note(catalogs, role_id(impersonator), role_id(target))
+}
+
+/// Judges a state in a world: its roles must be there, and the criteria met.
+fn broken(world: &dyn World, state: &TargetState) -> Option<Broken> {
+    for (role, name) in [
+        (state.impersonator, &state.impersonator_name),
+        (state.target, &state.target_name),
+    ] {
+        if identity::role_name(role).is_none() {
+            return Some(Broken {
+                criterion: "S5",
+                sentence: format!("Criterion S5: role \"{}\" does not exist.", name_text(name)),
+            });
+        }
+    }
+    let via = (state.via != Oid::INVALID).then_some(state.via);
+    let verdict = judge(world, state.impersonator, state.target, via, state.rules);
+    let failed = verdict.first_failed()?.render(world);
+    Some(Broken {
+        criterion: failed.criterion,
+        sentence: failed.sentence,
+    })
+}
+
+/// E5: judges this session's own impersonation again; what others need to know of its rights, or what is amiss.
+pub fn judge_own(state: &TargetState) -> Result<Note, Broken> {
+    let catalogs = Catalogs::default();
+    match broken(&catalogs, state) {
+        Some(broken) => Err(broken),
+        None => Ok(for_others(&catalogs, state.impersonator, state.target)),
+    }
+}
+
+/// Judges entries, each question asked once.
+#[derive(Default)]
+struct Judge {
+    here: Catalogs,
+    elsewhere: HashMap<Oid, Catalogs>,
+    #[allow(clippy::type_complexity)]
+    answers: HashMap<(Oid, Oid, Oid, bool, Oid, Vec<u8>), Option<Broken>>,
+}
+
+impl Judge {
+    fn broken(&mut self, entry: &Entry) -> Option<Broken> {
+        let state = &entry.state;
+        let local = entry.database == identity::database();
+        let rights = if local {
+            Note::EMPTY
+        } else {
+            active::rights_of(entry.pid, &state.id)?
+        };
+        let question = (
+            state.impersonator,
+            state.target,
+            state.via,
+            state.rules.require_login,
+            entry.database,
+            rights.bytes().to_vec(),
+        );
+        if let Some(answer) = self.answers.get(&question) {
+            return answer.clone();
+        }
+        let answer = if local {
+            broken(&self.here, state)
+        } else {
+            let catalogs = self
+                .elsewhere
+                .entry(entry.database)
+                .or_insert_with(|| Catalogs::of_database(entry.database));
+            match Elsewhere::new(catalogs, rights.bytes()) {
+                Known::Rights(world) => broken(&world, state),
+                Known::Reach(reach)
+                    if reach == remote::reach(catalogs, role_id(state.impersonator), role_id(state.target)) =>
+                {
+                    None
+                }
+                Known::Reach(_) => Some(Broken {
+                    criterion: "A1",
+                    sentence: "Criterion A1: the SET USER rights of its database cannot be read from here.".to_owned(),
+                }),
+            }
+        };
+        self.answers.insert(question, answer.clone());
+        answer
+    }
+}
+
+/// A statement is about to change what criteria are judged by. Waits for switches in the making.
+pub fn before_change() {
+    if active::available() && identity::in_transaction() && !identity::in_recovery() {
+        role_lock::begin_change();
+    }
+}
+
+/// The statement is done: raises, or ends connections, if it broke the criteria of an active impersonation. `action`
+/// says what it did, as in `cannot ...`.
+pub fn after_change(action: impl Fn() -> String) {
+    if !active::any() || !identity::in_transaction() {
+        return;
+    }
+    identity::see_own_changes();
+    let mut judge = Judge::default();
+    let now = identity::now();
+    let mut found: Vec<(Entry, Broken)> = Vec::new();
+    for (_, entry) in active::snapshot() {
+        if let Some(broken) = judge.broken(&entry) {
+            if found.iter().all(|(other, _)| other.state.id != entry.state.id) {
+                found.push((entry, broken));
+            }
+        }
+    }
+    if found.is_empty() {
+        active::judged(now, &[]);
+        return;
+    }
+    let own = found.iter().any(|(entry, _)| entry.pid == identity::pid());
+    if settings::on_violation() == settings::OnViolation::reject || own {
+        reject(&found, &action());
+    }
+    end(&found, &action());
+    active::judged(now, &[]);
+}
+
+/// The rights table was written by hand.
+pub fn rights_changed() {
+    before_change();
+    after_change(|| "change impersonate.set_user_grant".to_owned());
+}
+
+/// The role and its session user that this session acts under, for events.
+struct Actor {
+    user: Vec<u8>,
+    session_user: Vec<u8>,
+    role: Vec<u8>,
+}
+
+impl Actor {
+    fn here() -> Actor {
+        let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
+        let told = session::names_for_events();
+        let user = told.map_or(name_of(&session_user), |(state, _)| state.target_name);
+        Actor {
+            user: name_bytes(&user).to_vec(),
+            session_user,
+            role: identity::role_name(identity::current_user()).unwrap_or_default(),
+        }
+    }
+}
+
+fn about(entry: &Entry, broken: &Broken, action: &str) -> serde_json::Value {
+    let mut detail = broken.detail();
+    detail["action"] = action.into();
+    detail["pid"] = entry.pid.into();
+    detail["impersonator"] = name_text(&entry.state.impersonator_name).into();
+    detail["target"] = name_text(&entry.state.target_name).into();
+    detail
+}
+
+/// E2: the statement fails; that it was tried stays on record, where the impersonation is.
+fn reject(found: &[(Entry, Broken)], action: &str) -> ! {
+    let actor = Actor::here();
+    let (statement, _) = statements::kept_message();
+    for (entry, broken) in found {
+        let mut detail = about(entry, broken, action);
+        detail["database"] = identity::to_utf8(&identity::database_name()).into();
+        let detail = identity::speakable(&detail.to_string()).into_owned();
+        audit::push_to(
+            entry.database,
+            &Event {
+                user_name: &actor.user,
+                session_user_name: &actor.session_user,
+                role_name: &actor.role,
+                impersonation_id: Some(entry.state.id),
+                statement: statement.as_deref(),
+                sqlstate: *b"55006",
+                detail: Some(detail.as_bytes()),
+                ..statements::blank_event(Kind::Violation)
+            },
+        );
+    }
+    let (entry, broken) = &found[0];
+    let more = match found.len() - 1 {
+        0 => String::new(),
+        1 => " One more impersonation would be in breach.".to_owned(),
+        more => format!(" {more} more impersonations would be in breach."),
+    };
+    session::raise(&Refusal {
+        sqlstate: PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+        message: format!(
+            "cannot {action} while role \"{}\" acts as role \"{}\" (process {}, criterion {})",
+            name_text(&entry.state.impersonator_name),
+            name_text(&entry.state.target_name),
+            entry.pid,
+            broken.criterion
+        ),
+        detail: Some(format!(
+            "Process {} of database \"{}\": role \"{}\" acts as role \"{}\". {}{more}",
+            entry.pid,
+            identity::to_utf8(&identity::name_of_database(entry.database)),
+            name_text(&entry.state.impersonator_name),
+            name_text(&entry.state.target_name),
+            broken.sentence
+        )),
+        hint: Some(format!(
+            "End that impersonation, or SELECT impersonate.terminate({});, or SET impersonate.on_violation = terminate;",
+            entry.pid
+        )),
+    })
+}
+
+/// E3: the connections in breach go first; then the statement takes effect.
+fn end(found: &[(Entry, Broken)], action: &str) {
+    for (entry, broken) in found {
+        doom(
+            entry,
+            &format!(
+                "Role \"{}\" may no longer act as role \"{}\". {}",
+                name_text(&entry.state.impersonator_name),
+                name_text(&entry.state.target_name),
+                broken.sentence
+            ),
+            about(entry, broken, action),
+        );
+    }
+    if let Some((entry, _)) = wait_for(found.iter().map(|(entry, broken)| (entry, broken)), PATIENCE) {
+        session::raise(&Refusal {
+            sqlstate: PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            message: format!("cannot {action}: process {} did not end in time", entry.pid),
+            detail: Some(format!(
+                "It was told to, because role \"{}\" could no longer act as role \"{}\", and {} seconds have passed.",
+                name_text(&entry.state.impersonator_name),
+                name_text(&entry.state.target_name),
+                PATIENCE / 1000
+            )),
+            hint: Some("Try again.".to_owned()),
+        });
+    }
+}
+
+/// Ends the connection of an impersonation, on record and with word to its client. False when it was gone already.
+fn doom(entry: &Entry, why: &str, mut detail: serde_json::Value) -> bool {
+    let cut = identity::cut(why.as_bytes(), 1000);
+    let note = Note::new(cut).unwrap_or(Note::EMPTY);
+    if !active::foretell(entry.pid, &entry.state.id, &note) {
+        return false;
+    }
+    let by = Actor::here();
+    detail["by"] = identity::to_utf8(&by.session_user).into();
+    detail["by_pid"] = identity::pid().into();
+    let detail = identity::speakable(&detail.to_string()).into_owned();
+    let state = &entry.state;
+    audit::push_to(
+        entry.database,
+        &Event {
+            user_name: name_bytes(&state.target_name),
+            session_user_name: name_bytes(&state.impersonator_name),
+            role_name: name_bytes(&state.target_name),
+            impersonation_id: Some(state.id),
+            pid: entry.pid,
+            session_start: entry.session_start,
+            application_name: None,
+            client_addr: None,
+            grant_id: (state.grant_id != 0).then_some(state.grant_id),
+            reason: state.reason.text(),
+            sqlstate: *b"57P01",
+            detail: Some(detail.as_bytes()),
+            ..statements::blank_event(Kind::Terminated)
+        },
+    );
+    backends::terminate(entry.pid)
+}
+
+/// Waits until these connections are gone; the first that isn't after `milliseconds`.
+fn wait_for<'a, T>(entries: impl Iterator<Item = (&'a Entry, T)>, milliseconds: i64) -> Option<(&'a Entry, T)> {
+    let until = identity::now() + milliseconds * 1000;
+    for (entry, rest) in entries {
+        while backends::lives(entry.pid) && active::rights_of(entry.pid, &entry.state.id).is_some() {
+            if identity::now() > until {
+                return Some((entry, rest));
+            }
+            backends::wait(10);
+        }
+    }
+    None
+}
+
+/// E6: `impersonate.terminate`. False when that session doesn't impersonate, or doesn't end in `milliseconds`.
+pub fn terminate(pid: i32, milliseconds: i64) -> bool {
+    let Some(entry) = active::in_force().into_iter().find(|entry| entry.pid == pid) else {
+        pgrx::ereport!(
+            pgrx::PgLogLevel::WARNING,
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("process {pid} does not impersonate anybody"),
+            "SELECT pid FROM impersonate.active shows those that do."
+        );
+        return false;
+    };
+    let by = Actor::here();
+    let why = format!(
+        "Role \"{}\" ended the impersonation of role \"{}\" by role \"{}\".",
+        identity::to_utf8(&by.session_user),
+        name_text(&entry.state.target_name),
+        name_text(&entry.state.impersonator_name)
+    );
+    doom(&entry, &why, serde_json::json!({ "cause": "impersonate.terminate" }))
+        && (milliseconds == 0 || wait_for([(&entry, ())].into_iter(), milliseconds).is_none())
+}
+
+/// Whether the session may end this one: superusers and pg_signal_backend, a superuser's only superusers.
+pub fn may_terminate(pid: i32) -> Result<(), &'static str> {
+    let current = identity::current_user();
+    if identity::superuser(current) {
+        return Ok(());
+    }
+    if !identity::may_signal() {
+        return Err("Only superusers and members of role \"pg_signal_backend\" may end another's impersonation.");
+    }
+    let superusers = active::in_force()
+        .iter()
+        .any(|entry| entry.pid == pid && identity::superuser(entry.state.impersonator));
+    if superusers {
+        return Err("Only a superuser may end a superuser's connection.");
+    }
+    Ok(())
+}
+
+/// The impersonation that starts now is judged by what is read now.
+pub fn begin_to_judge() {
+    changes::seen();
+}
+
+/// It doesn't start: the one in force, if there is one, was not judged by that.
+pub fn not_started() {
+    changes::mark();
+}

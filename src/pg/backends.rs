@@ -1,0 +1,27 @@
+//! Other backends: ending them, and waiting until they are gone.
+
+use super::latch;
+use pgrx::pg_sys;
+
+/// Asks a backend to end, as pg_terminate_backend does. False when there is none of that number.
+pub fn terminate(pid: i32) -> bool {
+    extern "C" {
+        fn kill(pid: std::ffi::c_int, signal: std::ffi::c_int) -> std::ffi::c_int;
+    }
+    const SIGTERM: std::ffi::c_int = 15;
+    // SAFETY: only a process of this server is sent a signal, one that it handles.
+    lives(pid) && unsafe { kill(pid, SIGTERM) } == 0
+}
+
+/// Whether a process of this server has that number.
+pub fn lives(pid: i32) -> bool {
+    // SAFETY: reads shared memory under its lock.
+    unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
+}
+
+/// Waits for `milliseconds`, interruptible.
+pub fn wait(milliseconds: u32) {
+    latch::check_for_interrupts();
+    latch::nap(milliseconds);
+    latch::check_for_interrupts();
+}

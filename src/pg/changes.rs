@@ -1,0 +1,67 @@
+//! Word that something changed on which an impersonation rests: from this session or any other, by whatever path (E5).
+//!
+//! The server sends invalidations for its catalog caches; those for roles, memberships, parameter privileges and
+//! databases (whose owners are in `pg_database_owner`) mark the process. The rights table is no catalog: its trigger
+//! sends one for the table (`pg/trigger.rs`).
+
+use super::rights;
+use pgrx::pg_guard;
+use pgrx::pg_sys::{self, Datum, Oid, SysCacheIdentifier};
+use std::cell::Cell;
+use std::ffi::c_int;
+
+struct Process<T>(Cell<T>);
+// SAFETY: a backend has one thread that runs this code.
+unsafe impl<T> Sync for Process<T> {}
+
+static CHANGED: Process<bool> = Process(Cell::new(false));
+/// The rights table of this database, once it is known; its changes count.
+static RIGHTS: Process<Oid> = Process(Cell::new(Oid::INVALID));
+
+/// Asks for invalidations. In the postmaster, while libraries are preloaded.
+pub fn install() {
+    // SAFETY: single-threaded; the callbacks live as long as the process and its children.
+    unsafe {
+        for cache in [
+            SysCacheIdentifier::AUTHOID,
+            SysCacheIdentifier::AUTHMEMMEMROLE,
+            SysCacheIdentifier::PARAMETERACLOID,
+            SysCacheIdentifier::DATABASEOID,
+        ] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as c_int, Some(catalog_changed), Datum::null());
+        }
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), Datum::null());
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn catalog_changed(_arg: Datum, _cache: c_int, _hash: u32) {
+    CHANGED.0.set(true);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_changed(_arg: Datum, relation: Oid) {
+    if relation == Oid::INVALID || relation == RIGHTS.0.get() {
+        CHANGED.0.set(true);
+    }
+}
+
+/// Whether anything changed since this was last asked. Takes in what other sessions sent. In a transaction.
+pub fn any() -> bool {
+    // SAFETY: in a transaction, where the server itself does it at each lock.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+    CHANGED.0.get()
+}
+
+/// As if something had changed: what was read meanwhile is not what is in force.
+pub fn mark() {
+    CHANGED.0.set(true);
+}
+
+/// What is read from here on counts as seen. To be called before it is read.
+pub fn seen() {
+    RIGHTS
+        .0
+        .set(rights::extension_table(c"set_user_grant").unwrap_or(Oid::INVALID));
+    CHANGED.0.set(false);
+}

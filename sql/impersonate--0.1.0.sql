@@ -74,6 +74,7 @@ COMMENT ON FUNCTION impersonate.rights_changed() IS
     'has the impersonations that rest on rights judged again when the table is written by hand';
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.set_user_grant
     FOR EACH STATEMENT EXECUTE FUNCTION impersonate.rights_changed();
+ALTER TABLE impersonate.set_user_grant ENABLE ALWAYS TRIGGER changed;
 
 SELECT pg_catalog.pg_extension_config_dump('impersonate.grant_id_seq', '');
 

@@ -337,9 +337,11 @@ fn grant_set_user(
             .chain(roles.map(Scope::AnyWithRoles))
             .collect(),
     };
+    grants::begin_change(false);
     for scope in scopes {
         grants::give(vec![grantee], scope, admin, identity::current_user());
     }
+    grants::end_change("grant", grantee);
 }
 
 /// `impersonate.revoke_set_user`
@@ -374,6 +376,7 @@ fn revoke_set_user(
     if wanted.is_empty() {
         wanted.push(policy::RevokeWhat::Everything);
     }
+    grants::begin_change(false);
     for what in wanted {
         let request = policy::RevokeRequest {
             grantees: vec![grantee],
@@ -383,6 +386,7 @@ fn revoke_set_user(
         };
         grants::take(&request, identity::current_user());
     }
+    grants::end_change("revoke", grantee);
 }
 
 fn required(role: Option<Oid>, argument: &str) -> Oid {

@@ -48,8 +48,7 @@ pub fn statement(utility: &Utility, grant: &RoleGrant) -> Option<Course> {
     }
     require_extension();
     // Before names are looked up: a role that is being dropped is then gone, or stays.
-    store::lock_rights();
-    guard::before_change();
+    begin_change(utility::is_outermost(utility));
     let grantees: Vec<RoleId> = grant
         .grantees()
         .into_iter()
@@ -177,6 +176,21 @@ fn refuse_while_impersonating() {
     if let Some(state) = session::in_force().filter(|state| !state.target_superuser) {
         session::raise(&session::change_refusal(&state, "SET USER rights"));
     }
+}
+
+/// Rights are about to change: whoever else changes them waits, and switches do.
+pub fn begin_change(outermost: bool) {
+    store::lock_rights();
+    guard::before_change(outermost);
+}
+
+/// They have: raises if that broke the criteria of an active impersonation (E2).
+pub fn end_change(verb: &str, grantee: RoleId) {
+    guard::after_change(|| {
+        let preposition = if verb == "grant" { "to" } else { "from" };
+        let name = Catalogs::default().name(grantee);
+        format!("{verb} SET USER {preposition} role \"{name}\"")
+    });
 }
 
 /// Grants, for `GRANT` and `impersonate.grant_set_user` alike.

@@ -17,6 +17,7 @@ use pgrx::pg_sys::Oid;
 use pgrx::PgSqlErrorCode;
 use policy::{Impersonator, Target, Verdict, World};
 use remote::{Elsewhere, Known};
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 /// Milliseconds to wait for connections that are in breach to be gone (E3).
@@ -148,11 +149,38 @@ impl Judge {
     }
 }
 
-/// A statement is about to change what criteria are judged by. Waits for switches in the making.
-pub fn before_change() {
-    if active::available() && identity::in_transaction() && !identity::in_recovery() {
-        role_lock::begin_change();
+/// A statement is about to change what criteria are judged by. Waits for switches in the making. `outermost` is a
+/// statement of the client's own; one inside another must not take for old what the outer one broke.
+pub fn before_change(outermost: bool) {
+    if !active::available() || !identity::in_transaction() || identity::in_recovery() {
+        return;
     }
+    role_lock::begin_change();
+    let transaction = identity::transaction_start();
+    if active::any() && (outermost || BROKEN_BEFORE.with_borrow(|(of, _)| *of != transaction)) {
+        let broken = judge_all().into_iter().map(|(entry, _)| entry.state.id).collect();
+        BROKEN_BEFORE.set((transaction, broken));
+    }
+}
+
+thread_local! {
+    /// Impersonations that were in breach before this statement changed any role, by what bypasses statements: the next
+    /// statement of theirs ends them (E5), and nobody else's fails for it. With the beginning of the transaction.
+    static BROKEN_BEFORE: RefCell<(i64, Vec<[u8; 16]>)> = const { RefCell::new((0, Vec::new())) };
+}
+
+/// The impersonations that are in breach.
+fn judge_all() -> Vec<(Entry, Broken)> {
+    let mut judge = Judge::default();
+    let mut found: Vec<(Entry, Broken)> = Vec::new();
+    for (_, entry) in active::snapshot() {
+        if let Some(broken) = judge.broken(&entry) {
+            if found.iter().all(|(other, _)| other.state.id != entry.state.id) {
+                found.push((entry, broken));
+            }
+        }
+    }
+    found
 }
 
 /// The statement is done: raises, or ends connections, if it broke the criteria of an active impersonation. `action`
@@ -162,18 +190,15 @@ pub fn after_change(action: impl Fn() -> String) {
         return;
     }
     identity::see_own_changes();
-    let mut judge = Judge::default();
     let now = identity::now();
-    let mut found: Vec<(Entry, Broken)> = Vec::new();
-    for (_, entry) in active::snapshot() {
-        if let Some(broken) = judge.broken(&entry) {
-            if found.iter().all(|(other, _)| other.state.id != entry.state.id) {
-                found.push((entry, broken));
-            }
-        }
-    }
+    let (transaction, all) = (identity::transaction_start(), judge_all());
+    let failed: Vec<[u8; 16]> = all.iter().map(|(entry, _)| entry.state.id).collect();
+    let found: Vec<(Entry, Broken)> = BROKEN_BEFORE.with_borrow(|(of, before)| {
+        let new = |entry: &Entry| *of != transaction || !before.contains(&entry.state.id);
+        all.into_iter().filter(|(entry, _)| new(entry)).collect()
+    });
     if found.is_empty() {
-        active::judged(now, &[]);
+        active::judged(now, &failed);
         return;
     }
     let own = found.iter().any(|(entry, _)| entry.pid == identity::pid());
@@ -181,12 +206,15 @@ pub fn after_change(action: impl Fn() -> String) {
         reject(&found, &action());
     }
     end(&found, &action());
-    active::judged(now, &[]);
+    active::judged(now, &failed);
 }
 
 /// The rights table was written by hand.
 pub fn rights_changed() {
-    before_change();
+    // Too late to ask who was in breach before: the change is done.
+    if identity::in_transaction() && !identity::in_recovery() {
+        role_lock::begin_change();
+    }
     after_change(|| "change impersonate.set_user_grant".to_owned());
 }
 
@@ -250,11 +278,9 @@ fn reject(found: &[(Entry, Broken)], action: &str) -> ! {
     session::raise(&Refusal {
         sqlstate: PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
         message: format!(
-            "cannot {action} while role \"{}\" acts as role \"{}\" (process {}, criterion {})",
+            "cannot {action} while role \"{}\" acts as role \"{}\"",
             name_text(&entry.state.impersonator_name),
-            name_text(&entry.state.target_name),
-            entry.pid,
-            broken.criterion
+            name_text(&entry.state.target_name)
         ),
         detail: Some(format!(
             "Process {} of database \"{}\": role \"{}\" acts as role \"{}\". {}{more}",

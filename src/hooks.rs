@@ -78,7 +78,7 @@ fn before_utility(utility: &Utility) -> Course {
         Concern::None => unchanged,
     };
     if changes_roles {
-        guard::before_change();
+        guard::before_change(utility::is_outermost(utility));
     }
     Course {
         tell_when_done: changes_roles,

@@ -166,6 +166,12 @@ pub fn may_signal() -> bool {
     unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), Oid::from(pg_sys::ROLE_PG_SIGNAL_BACKEND)) }
 }
 
+/// When the transaction began: no two of a session begin at the same time.
+pub fn transaction_start() -> i64 {
+    // SAFETY: reads transaction state.
+    unsafe { pg_sys::GetCurrentTransactionStartTimestamp() }
+}
+
 /// What the statement changed is seen by what this session reads from here on.
 pub fn see_own_changes() {
     // SAFETY: in a transaction, between the parts of a statement.

@@ -334,6 +334,12 @@ pub fn is_top_level(utility: &Utility) -> bool {
     utility.context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL
 }
 
+/// Whether the statement is the client's own, be it one of several in its message.
+pub fn is_outermost(utility: &Utility) -> bool {
+    // SAFETY: compares pointers of the active portal's statements.
+    unsafe { super::portal::is_portals_statement(utility.statement) }
+}
+
 /// Raises inside a transaction block, as the server does for `statement`.
 pub fn prevent_in_transaction_block(utility: &Utility, statement: &CStr) {
     // SAFETY: raises or returns.

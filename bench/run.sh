@@ -18,7 +18,7 @@ use_postgres
 step "building in release mode" scripts/install.sh --pg-config "$pg_config"
 scratch=$(mktemp -d)
 # So large that all is in memory: 16 MB for each of pgbench's scale.
-printf 'shared_buffers = %dMB\n' $((128 + 64 * SCALE)) >"$scratch/settings"
+printf 'shared_buffers = %dMB\nmax_connections = 600\n' $((128 + 64 * SCALE)) >"$scratch/settings"
 cluster_create "$scratch/settings"
 
 # ------------------------------------------------------------------------------------------------------- the cluster ---
@@ -208,5 +208,58 @@ printf '%-46s %9s %6s %10s %6s   %s\n' "" "new" "ratio" "same" "ratio" "session"
 printf '%-46s %9.1f %6s %10.1f\n' "1,000 roles in the cluster" "$(median small_new)" "" "$(median small_same)"
 printf '%-46s %9.1f %6s %10.1f %6s\n' "20,000 roles in the cluster" \
     "$(median large_new)" "$(ratio large_new small_new)" "$(median large_same)" "$(ratio large_same small_same)"
+
+# ------------------------------------------------------------------------------------------------------ role changes ---
+
+# Each of 500 impersonates a role of its own, so that nothing is judged once for several.
+printf 'GRANT spare TO nobody;\nREVOKE spare FROM nobody;\n' >"$scratch/change.sql"
+printf 'SELECT %s || :client_id AS name \\gset\nSELECT setuser(:name);\n\\sleep 2000 s\n' "'acted_'" >"$scratch/hold.sql"
+start_with ''
+run_psql -q <<'SQL'
+CREATE ROLE spare; CREATE ROLE nobody; CREATE ROLE group_of_all;
+DO $$
+BEGIN
+    FOR i IN 0..499 LOOP EXECUTE format('CREATE ROLE acted_%s LOGIN IN ROLE group_of_all', i); END LOOP;
+END
+$$;
+GRANT group_of_all TO anna;
+SQL
+# changed NAME: milliseconds of a GRANT by nobody to nobody who is concerned.
+changed() {
+    run_script change -U "$PGUSER" -r -t 200
+    record "$1" "$(statement_ms "GRANT spare")"
+}
+for _ in {1..5}; do changed change_without; done
+stop
+start_with impersonate
+run_psql -q -c 'GRANT "SET USER" TO anna'
+for _ in {1..5}; do changed change_0; done
+for sessions in 100 500; do
+    "$bindir/pgbench" -n -M extended -U anna -f "$scratch/hold.sql" -c "$sessions" -j 1 -T 3600 >"$scratch/hold.log" 2>&1 &
+    holder=$!
+    for _ in {1..600}; do
+        [ "$(run_psql -Atc 'SELECT count(*) FROM impersonate.active')" -eq "$sessions" ] && break
+        sleep 0.1
+    done
+    held=$(run_psql -Atc 'SELECT count(*) FROM impersonate.active')
+    [ "$held" -eq "$sessions" ] || die "only $held of $sessions impersonations came about" "$(tail -5 "$scratch/hold.log")"
+    for _ in {1..5}; do changed "change_$sessions"; done
+    kill "$holder"
+    wait "$holder" 2>/dev/null || true
+    for _ in {1..600}; do
+        [ "$(run_psql -Atc 'SELECT count(*) FROM impersonate.active')" -eq 0 ] && break
+        sleep 0.1
+    done
+done
+stop
+say ""
+say "GRANT of a role to one who is not concerned, in ms (medians)"
+printf '%-46s %9s %6s\n' "" "GRANT" "ratio"
+printf '%-46s %9.2f\n' "without the library" "$(median change_without)"
+printf '%-46s %9.2f %6s\n' "nobody impersonates" "$(median change_0)" "$(ratio change_0 change_without)"
+for sessions in 100 500; do
+    printf '%-46s %9.2f %6s\n' "$sessions impersonations of as many roles" \
+        "$(median "change_$sessions")" "$(ratio "change_$sessions" change_0)"
+done
 say ""
 say "$(since "$begun") in all"

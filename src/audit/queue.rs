@@ -47,8 +47,8 @@ const MAX_LANES: usize = 64;
 /// Databases that can be audited at the same time.
 static QUEUES: GucSetting<i32> = GucSetting::<i32>::new(8);
 
-/// Ring of a lane, in kilobytes. The prototype was best between one and four megabytes.
-static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
+/// Ring of a lane, in kilobytes. Four megabytes let 800 sessions impersonate at a time.
+static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(4096);
 
 /// Milliseconds. A writer's start costs some ten; staying costs a process and a connection.
 static WRITER_IDLE: GucSetting<i32> = GucSetting::<i32>::new(10_000);

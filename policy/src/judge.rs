@@ -1,5 +1,6 @@
 //! May this impersonator act as this target? Each criterion of SPEC.md is one method here, in their order.
 
+use crate::objects::objects;
 use crate::reach::{inherited, members_of, reach, Reach};
 use crate::right::{Admin, Right, Scope};
 use crate::role::{Attribute, Attributes, Impersonator, ParameterAction, ParameterPrivilege, RoleId, Target};
@@ -12,6 +13,25 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Rules {
     /// `impersonate.require_login` (S5).
     pub require_login: bool,
+    /// `impersonate.criteria` (A6).
+    pub criteria: Criteria,
+}
+
+/// What the impersonator is compared with the target in.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum Criteria {
+    /// Roles, attributes and rights: A1 to A5.
+    Roles,
+    /// Also objects: A6.
+    Full,
+}
+
+impl Criteria {
+    /// The at-least criteria that it has judged.
+    pub fn judged(self) -> impl Iterator<Item = Criterion> {
+        let full = (self == Criteria::Full).then_some(Criterion::A6);
+        Criterion::AT_LEAST.into_iter().chain(full)
+    }
 }
 
 /// Judges a switch afresh: nothing is remembered from earlier ones (S6).
@@ -32,7 +52,7 @@ pub fn judge(
         right: None,
     };
     if impersonator.0 == target.0 {
-        verdict.meet_all(Fact::Oneself);
+        verdict.meet_all(rules.criteria, &Fact::Oneself);
         return verdict;
     }
     if rules.require_login {
@@ -42,7 +62,7 @@ pub fn judge(
     }
     let attributes = world.attributes(impersonator.0);
     if attributes.superuser {
-        verdict.meet_all(Fact::Superuser);
+        verdict.meet_all(rules.criteria, &Fact::Superuser);
         return verdict;
     }
 
@@ -59,7 +79,13 @@ pub fn judge(
     verdict.add_each(Criterion::A4, comparison.attributes());
     verdict.add_each(Criterion::A4, comparison.parameters());
     verdict.add_each(Criterion::A5, comparison.set_user_rights());
-    verdict.explain_silence();
+    if rules.criteria == Criteria::Full {
+        let holder = &comparison.impersonator;
+        let bypasses_policies = holder.attributes.bypassrls;
+        let found = objects(world, impersonator, &holder.reach, bypasses_policies, target);
+        verdict.add_each(Criterion::A6, found);
+    }
+    verdict.explain_silence(rules.criteria);
     verdict
 }
 
@@ -81,15 +107,15 @@ impl Verdict {
         }
     }
 
-    fn meet_all(&mut self, fact: Fact) {
-        for criterion in Criterion::AT_LEAST {
+    fn meet_all(&mut self, criteria: Criteria, fact: &Fact) {
+        for criterion in criteria.judged() {
             self.add(criterion, true, fact.clone());
         }
     }
 
     /// A criterion that asks for nothing still has its row: whoever reads the explanation sees that it was judged.
-    fn explain_silence(&mut self) {
-        for criterion in Criterion::AT_LEAST {
+    fn explain_silence(&mut self, criteria: Criteria) {
+        for criterion in criteria.judged() {
             if self.conditions.iter().all(|condition| condition.criterion != criterion) {
                 self.add(criterion, true, Fact::NothingRequired);
             }

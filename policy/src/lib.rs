@@ -1,15 +1,15 @@
-//! Who may act as whom, as values: the rights (G1 to G7), the at-least criteria (S5, A1 to A5) and what GRANT and
+//! Who may act as whom, as values: the rights (G1 to G7), the at-least criteria (S5, A1 to A6) and what GRANT and
 //! REVOKE do to the rights.
 //!
 //! The crate knows nothing of a server. It asks a [`World`] for roles and rights, and answers with values that carry
 //! their reasons: a [`Verdict`] with each [`Condition`] it rests on, or the [`Change`]s that a statement means.
-//!
-//! A6, object privileges, is not here: it is about the objects of one database, not about roles.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod grant;
 mod judge;
+mod objects;
+mod possession;
 mod privilege;
 mod quote;
 mod reach;
@@ -23,7 +23,8 @@ mod verdict;
 mod world;
 
 pub use grant::{grant, may_grant, Change, GrantError, GrantRequest, NewRight};
-pub use judge::{judge, Rules};
+pub use judge::{judge, Criteria, Rules};
+pub use possession::{Grant, ObjectId, ObjectName, Possession, Privileges};
 pub use privilege::{parse_privilege, ListError, Privilege};
 pub use quote::{quote_identifier, quote_literal};
 pub use reach::usable;

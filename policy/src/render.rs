@@ -1,5 +1,6 @@
 //! Conditions in words: the rows of `impersonate.explain_setuser`, and the DETAIL and HINT of a refusal (S6).
 
+use crate::possession::{ObjectId, Privileges};
 use crate::quote::{quote_identifier, quote_literal};
 use crate::right::{Admin, Right, Scope};
 use crate::role::RoleId;
@@ -12,7 +13,7 @@ use std::collections::BTreeSet;
 pub struct Rendered {
     /// The criterion's number.
     pub criterion: &'static str,
-    /// The role, attribute, parameter or privilege that it is about.
+    /// The role, attribute, parameter, privilege or object that it is about.
     pub subject: String,
     /// What the target asks for.
     pub required: String,
@@ -121,6 +122,34 @@ impl Words<'_> {
             }
             Fact::Users { required, missing } => self.lists("SET USER", required, missing),
             Fact::WithRoles { required, missing } => self.lists("SET USER ANY WITH ROLES", required, missing),
+            Fact::TargetHeld => row(&self.world.name(target), self.what_is_judged(), "role"),
+            Fact::Objects { count } => row(&self.world.name(target), &of_objects(*count), "as much"),
+            Fact::Owned { first, others, .. } => row(&self.objects(*first, *others), "ownership", "nothing"),
+            Fact::Unlisted { .. } => row(&self.world.name(target), "role", "nothing"),
+            Fact::ObjectPrivileges {
+                object,
+                missing,
+                grantable,
+                held,
+            } => {
+                let required = format!("{missing}{}", with_grant_option(*grantable));
+                let held = match held.is_empty() {
+                    true => "nothing".to_string(),
+                    false => held.to_string(),
+                };
+                (self.world.object(*object).description, required, held)
+            }
+            Fact::Policy { policy, .. } => row(&self.world.object(*policy).description, "policy for it", "nothing"),
+            Fact::MoreObjects { count } => row(&self.world.name(target), &of_objects(*count), "not as much"),
+        }
+    }
+
+    fn objects(&self, first: ObjectId, others: usize) -> String {
+        let first = self.world.object(first).description;
+        match others {
+            0 => first,
+            1 => format!("{first} and 1 more object"),
+            _ => format!("{first} and {others} more objects"),
         }
     }
 
@@ -139,6 +168,7 @@ impl Words<'_> {
             Criterion::A3 => "roles with admin option",
             Criterion::A4 => "attributes and parameter privileges",
             Criterion::A5 => "SET USER rights",
+            Criterion::A6 => "objects and privileges on them",
         }
     }
 
@@ -207,10 +237,39 @@ impl Words<'_> {
                 let missing = self.quoted_list(missing);
                 format!("{impersonator} does not hold SET USER ANY WITH ROLES over {missing}, which {target} does")
             }
+            Fact::TargetHeld | Fact::Objects { .. } => format!("{impersonator} may act as {target}"),
+            Fact::Owned { first, others, .. } => {
+                let objects = self.objects(*first, *others);
+                format!("{impersonator} does not hold role {target}, which owns {objects}")
+            }
+            Fact::Unlisted { .. } => {
+                format!("{impersonator} does not hold role {target}, and what that was granted is not listed")
+            }
+            Fact::ObjectPrivileges {
+                object,
+                missing,
+                grantable,
+                ..
+            } => {
+                let description = self.world.object(*object).description;
+                let option = if *grantable { " with grant option" } else { "" };
+                let word = if missing.keywords().len() > 1 {
+                    "privileges"
+                } else {
+                    "privilege"
+                };
+                format!("{impersonator} does not have {word} {missing} on {description}{option}, which {target} has")
+            }
+            Fact::Policy { policy, .. } => {
+                let description = self.world.object(*policy).description;
+                format!("{impersonator} is not one of the roles of {description}, which {target} is")
+            }
+            Fact::MoreObjects { count } => {
+                format!("{impersonator} lacks {}, which {target} has", of_objects(*count))
+            }
         }
     }
 
-    /// The statement that gives just what is missing.
     /// The one of the target's roles, itself included, that is a direct member of `role`.
     fn member_of(&self, role: RoleId) -> Option<RoleId> {
         let (mut seen, mut open) = (BTreeSet::new(), vec![self.condition.target.0]);
@@ -227,6 +286,7 @@ impl Words<'_> {
         None
     }
 
+    /// The statement that gives just what is missing.
     fn remedy(&self) -> Option<String> {
         let impersonator = self.identifier(self.condition.impersonator.0);
         let target = self.identifier(self.condition.target.0);
@@ -235,7 +295,11 @@ impl Words<'_> {
             Fact::Login => format!("ALTER ROLE {target} LOGIN"),
             Fact::Unexpired => format!("ALTER ROLE {target} VALID UNTIL 'infinity'"),
             Fact::Right { .. } => format!("GRANT \"SET USER\" ({target}) TO {impersonator}"),
-            Fact::Role { circular: true, .. } | Fact::AdminOf { circular: true, .. } => return None,
+            Fact::TargetHeld | Fact::Objects { .. } | Fact::MoreObjects { .. } => return None,
+            Fact::Role { circular: true, .. }
+            | Fact::AdminOf { circular: true, .. }
+            | Fact::Owned { circular: true, .. }
+            | Fact::Unlisted { circular: true, .. } => return None,
             // Nobody can be made a member of it: it is the owner of the database that is in it.
             Fact::Role { role, .. } if self.world.name(*role) == DATABASE_OWNER => {
                 let owner = self.member_of(*role)?;
@@ -288,7 +352,40 @@ impl Words<'_> {
                     self.identifiers(missing)
                 )
             }
+            Fact::Owned { unusable_member, .. } | Fact::Unlisted { unusable_member, .. } => {
+                let option = if *unusable_member { " WITH SET TRUE" } else { "" };
+                format!("GRANT {target} TO {impersonator}{option}")
+            }
+            Fact::ObjectPrivileges {
+                object,
+                missing,
+                grantable,
+                ..
+            } => {
+                let option = with_grant_option(*grantable);
+                let (privileges, on) = self.granting(*object, *missing)?;
+                format!("GRANT {privileges} ON {on} TO {impersonator}{option}")
+            }
+            // ALTER POLICY has no way to add one.
+            Fact::Policy { policy, roles } => {
+                let on = self.world.object(*policy).in_statement?;
+                format!("ALTER POLICY {on} TO {}, {impersonator}", self.identifiers(roles))
+            }
         })
+    }
+
+    /// The privileges and the object, as GRANT has them.
+    fn granting(&self, object: ObjectId, privileges: Privileges) -> Option<(String, String)> {
+        let name = self.world.object(object);
+        let keywords: Option<Vec<&str>> = privileges.keywords().into_iter().collect();
+        let privileges: Vec<String> = keywords?
+            .into_iter()
+            .map(|keyword| match &name.column {
+                Some(column) => format!("{keyword} ({column})"),
+                None => keyword.to_string(),
+            })
+            .collect();
+        Some((privileges.join(", "), name.in_statement?))
     }
 
     fn right(&self, right: &Right) -> String {
@@ -331,6 +428,13 @@ fn any(admin: Admin) -> &'static str {
         Admin::None => "any",
         Admin::Option => "any with admin option",
         Admin::Only => "any with admin only",
+    }
+}
+
+fn of_objects(count: usize) -> String {
+    match count {
+        1 => "1 object or privileges on it".to_string(),
+        _ => format!("{count} objects or privileges on them"),
     }
 }
 

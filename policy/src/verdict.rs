@@ -1,5 +1,6 @@
 //! The answer to "may I act as you?", with all that it rests on.
 
+use crate::possession::{ObjectId, Privileges};
 use crate::right::{Admin, Right};
 use crate::role::{Attribute, Impersonator, ParameterAction, RoleId, Target};
 
@@ -68,10 +69,12 @@ pub enum Criterion {
     A4,
     /// The target's own SET USER rights.
     A5,
+    /// What the target itself owns or was granted on objects; judged if the rules say so.
+    A6,
 }
 
 impl Criterion {
-    /// The at-least criteria: all but S5.
+    /// The at-least criteria that are always judged: all but S5 and A6.
     pub const AT_LEAST: [Criterion; 5] = [
         Criterion::A1,
         Criterion::A2,
@@ -89,6 +92,7 @@ impl Criterion {
             Criterion::A3 => "A3",
             Criterion::A4 => "A4",
             Criterion::A5 => "A5",
+            Criterion::A6 => "A6",
         }
     }
 }
@@ -164,5 +168,53 @@ pub enum Fact {
         required: Vec<RoleId>,
         /// Those that none of the impersonator's lists has.
         missing: Vec<RoleId>,
+    },
+    /// A6: the impersonator can `SET ROLE` to the target, so all that the target was given is its own too.
+    TargetHeld,
+    /// A6: the target owns objects or was granted privileges, and the impersonator has all that.
+    Objects {
+        /// How many.
+        count: usize,
+    },
+    /// A6: the target owns something.
+    Owned {
+        /// The first of it.
+        first: ObjectId,
+        /// How many more.
+        others: usize,
+        /// The impersonator is a direct member of the target, but cannot `SET ROLE` to it.
+        unusable_member: bool,
+        /// The target is a member of the impersonator: no GRANT can cure it.
+        circular: bool,
+    },
+    /// A6: the target is a role of the server's own, of which nobody knows what it was given.
+    Unlisted {
+        /// As in [`Fact::Owned`].
+        unusable_member: bool,
+        /// As in [`Fact::Owned`].
+        circular: bool,
+    },
+    /// A6: privileges that the target was granted on an object.
+    ObjectPrivileges {
+        /// The object or column.
+        object: ObjectId,
+        /// Those that the impersonator lacks.
+        missing: Privileges,
+        /// The target has them with grant option.
+        grantable: bool,
+        /// Those of them that the impersonator has without grant option.
+        held: Privileges,
+    },
+    /// A6: a policy that lets the target see rows of a table.
+    Policy {
+        /// The policy.
+        policy: ObjectId,
+        /// The roles that it is for.
+        roles: Vec<RoleId>,
+    },
+    /// A6: more than can be told one by one.
+    MoreObjects {
+        /// How many more.
+        count: usize,
     },
 }

@@ -1,5 +1,6 @@
 //! What the policy needs to be told.
 
+use crate::possession::{ObjectId, ObjectName, Possession};
 use crate::right::Right;
 use crate::role::{Attributes, Membership, ParameterPrivilege, RoleId};
 
@@ -22,4 +23,11 @@ pub trait World {
 
     /// The role's name, not quoted.
     fn name(&self, role: RoleId) -> String;
+
+    /// Tells `each` of everything that `role` itself owns or was granted in this database, and of the objects that
+    /// databases share. Not of what it has through other roles; not of parameters, SET USER or memberships.
+    fn possessions(&self, role: RoleId, each: &mut dyn FnMut(Possession<'_>));
+
+    /// The object in words.
+    fn object(&self, object: ObjectId) -> ObjectName;
 }

@@ -83,7 +83,10 @@ fn s5_the_target_must_be_able_to_log_in_unless_that_is_not_required() {
         town.attributes_of("bob").expired = expired;
         assert_eq!(town.failed(), expected);
         let (alice, bob) = (town.role("alice"), town.role("bob"));
-        let lax = Rules { require_login: false };
+        let lax = Rules {
+            require_login: false,
+            ..RULES
+        };
         let verdict = judge(&town, Impersonator(alice), Target(bob), None, &lax);
         assert!(verdict.allowed());
         assert!(facts(&verdict, Criterion::S5).is_empty());

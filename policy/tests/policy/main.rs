@@ -3,6 +3,7 @@
 mod granting;
 mod judging;
 mod large;
+mod objects;
 mod oracle;
 mod properties;
 mod random;

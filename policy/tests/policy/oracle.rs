@@ -1,7 +1,7 @@
 //! The criteria once more, said as plainly as possible and without regard to cost: relations over all the roles, made
 //! larger until nothing is added.
 
-use crate::town::Town;
+use crate::town::{item_id, Item, Town};
 use impersonate_policy::*;
 use std::collections::BTreeSet;
 
@@ -58,6 +58,13 @@ pub enum Power {
     GrantSetUser,
     ActAs(RoleId),
     ActAsThoseWith(RoleId),
+    Own(ObjectId),
+    /// To be the one whose name is on it.
+    BeNamed(ObjectId, RoleId),
+    DoTo(ObjectId, Privileges),
+    Grant(ObjectId, Privileges),
+    SeeRows(ObjectId),
+    Unknown(RoleId),
 }
 
 /// The criterion that asks for it.
@@ -66,21 +73,76 @@ pub fn criterion(power: &Power) -> Criterion {
         Power::Use(_) => Criterion::A2,
         Power::Administer(_) => Criterion::A3,
         Power::Have(_) | Power::SetParameter(..) | Power::GrantParameter(..) => Criterion::A4,
-        _ => Criterion::A5,
+        Power::ActAsAnybody | Power::GrantSetUser | Power::ActAs(_) | Power::ActAsThoseWith(_) => Criterion::A5,
+        _ => Criterion::A6,
     }
 }
 
 /// The powers of `role` that the criteria ask for when it is the target: its parameter privileges are its own.
 fn required(town: &Town, role: RoleId) -> BTreeSet<Power> {
-    powers(town, role, |grantee| grantee == Some(role))
+    let mut powers = powers(town, role, |grantee| grantee == Some(role));
+    powers.extend(over_items(town, &Roles::from([role]), false, |named| *named == role));
+    if town.unlisted.contains(&role) {
+        powers.insert(Power::Unknown(role));
+    }
+    powers
+}
+
+/// What those who are `some_of` can do to items; `everywhere`: also as everybody, and by special roles.
+fn over_items(town: &Town, some_of: &Roles, everywhere: bool, is_named: impl Fn(&RoleId) -> bool) -> BTreeSet<Power> {
+    let counts = |grantee: &Option<RoleId>| match grantee {
+        Some(grantee) => some_of.contains(grantee),
+        None => everywhere,
+    };
+    let mut powers = BTreeSet::new();
+    for (nth, item) in town.items.iter().enumerate() {
+        let object = item_id(nth);
+        match item {
+            Item::Mapping(named) => {
+                powers.extend(is_named(named).then_some(Power::BeNamed(object, *named)));
+            }
+            Item::Policy { owner, roles } => {
+                let exempt = everywhere && some_of.contains(owner);
+                powers.extend((exempt || roles.iter().any(counts)).then_some(Power::SeeRows(object)));
+            }
+            Item::Object { owner, grants } => {
+                let owns = some_of.contains(owner);
+                powers.extend(owns.then_some(Power::Own(object)));
+                for bit in [1, 2, 4, 1 << 14].map(Privileges::from_bits) {
+                    let granted = |of: &dyn Fn(&Grant) -> Privileges| {
+                        let mut grants = grants.iter().filter(|grant| counts(&grant.grantee));
+                        grants.any(|grant| !of(grant).and(bit).is_empty())
+                    };
+                    let reads = everywhere
+                        && bit == crate::town::SELECT
+                        && town.reader.is_some_and(|reader| some_of.contains(&reader));
+                    let all = everywhere && owns;
+                    if all || reads || granted(&|grant| grant.privileges) || granted(&|grant| grant.grantable) {
+                        powers.insert(Power::DoTo(object, bit));
+                    }
+                    if all || granted(&|grant| grant.grantable) {
+                        powers.insert(Power::Grant(object, bit));
+                    }
+                }
+            }
+        }
+    }
+    powers
 }
 
 /// All of them.
 fn held(town: &Town, role: RoleId) -> BTreeSet<Power> {
     let usable = usable(town, role);
-    powers(town, role, |grantee| {
+    let settable = settable(town, role);
+    let mut powers = powers(town, role, |grantee| {
         grantee.is_none_or(|grantee| usable.contains(&grantee))
-    })
+    });
+    powers.extend(over_items(town, &usable, true, |named| settable.contains(named)));
+    if town.attributes[&role].bypassrls {
+        powers.extend((0..town.items.len()).map(item_id).map(Power::SeeRows));
+    }
+    powers.extend(usable.into_iter().map(Power::Unknown));
+    powers
 }
 
 fn powers(town: &Town, role: RoleId, parameters_of: impl Fn(Option<RoleId>) -> bool) -> BTreeSet<Power> {

@@ -1,6 +1,6 @@
 //! Random small worlds: few roles, much between them.
 
-use crate::town::Town;
+use crate::town::{Item, Town};
 use impersonate_policy::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -70,12 +70,43 @@ pub fn parameter() -> impl Strategy<Value = ParameterPrivilege> {
     )
 }
 
+/// Few privileges, so that they meet.
+fn privileges() -> impl Strategy<Value = (Privileges, Privileges)> {
+    (1u32..8, any::<u32>()).prop_map(|(bits, option)| {
+        let privileges = Privileges::from_bits(bits);
+        (privileges, privileges.and(Privileges::from_bits(option)))
+    })
+}
+
+/// Owned mostly by one who is nobody of the rest.
+fn owner() -> impl Strategy<Value = RoleId> {
+    prop_oneof![4 => Just(RoleId(ROLES)), 1 => role()]
+}
+
+fn item() -> impl Strategy<Value = Item> {
+    let grant = (prop::option::weighted(0.9, role()), privileges());
+    let grant = grant.prop_map(|(grantee, (privileges, grantable))| Grant {
+        grantee,
+        privileges,
+        grantable,
+    });
+    let roles = prop::collection::vec(prop::option::weighted(0.9, role()), 1..3);
+    prop_oneof![
+        6 => (owner(), prop::collection::vec(grant, 0..5)).prop_map(|(owner, grants)| Item::Object { owner, grants }),
+        1 => (owner(), roles).prop_map(|(owner, roles)| Item::Policy { owner, roles }),
+        1 => owner().prop_map(Item::Mapping),
+    ]
+}
+
 prop_compose! {
     pub fn town()(
         memberships in prop::collection::vec(membership(), 0..10),
         attributes in prop::collection::vec(attributes(), ROLES as usize),
         parameters in prop::collection::vec(parameter(), 0..3),
         rights in prop::collection::vec((role(), scope_and_admin()), 0..7),
+        items in prop::collection::vec(item(), 0..4),
+        reader in prop::option::of(role()),
+        unlisted in prop::option::weighted(0.15, role()),
     ) -> Town {
         let mut by_member: BTreeMap<RoleId, Vec<Membership>> = BTreeMap::new();
         for (member, membership) in memberships {
@@ -90,6 +121,9 @@ prop_compose! {
             attributes: attributes.into_iter().zip(0..).map(|(attributes, id)| (RoleId(id), attributes)).collect(),
             parameters,
             rights: rights.collect(),
+            items,
+            reader,
+            unlisted: Vec::from_iter(unlisted),
             ..Town::default()
         }
     }
@@ -107,6 +141,8 @@ pub enum Thing {
     Attribute(Attribute),
     Parameter(ParameterPrivilege),
     Right(Scope, Admin),
+    /// On an object or in a policy, by number, as far as there are so many.
+    OnItem(usize, Privileges, Privileges),
 }
 
 pub fn thing() -> impl Strategy<Value = Thing> {
@@ -115,6 +151,9 @@ pub fn thing() -> impl Strategy<Value = Thing> {
         1 => prop::sample::select(Attribute::ALL.to_vec()).prop_map(Thing::Attribute),
         1 => parameter().prop_map(Thing::Parameter),
         2 => scope_and_admin().prop_map(|(scope, admin)| Thing::Right(scope, admin)),
+        2 => (0..4usize, privileges()).prop_map(|(nth, (privileges, grantable))| {
+            Thing::OnItem(nth, privileges, grantable)
+        }),
     ]
 }
 
@@ -155,6 +194,15 @@ pub fn give(town: &mut Town, role: RoleId, thing: Thing) {
                 as_superuser: true,
             });
         }
+        Thing::OnItem(nth, privileges, grantable) => match town.items.get_mut(nth) {
+            Some(Item::Object { grants, .. }) => grants.push(Grant {
+                grantee: Some(role),
+                privileges,
+                grantable,
+            }),
+            Some(Item::Policy { roles, .. }) => roles.push(Some(role)),
+            Some(Item::Mapping(_)) | None => {}
+        },
     }
 }
 
@@ -192,6 +240,29 @@ pub fn take(town: &Town, role: RoleId, nth: usize) -> Option<Town> {
                 Scope::Any => {}
                 Scope::Users(list) | Scope::AnyWithRoles(list) => drop(list.remove(entry)),
             }
+            ways.push(less);
+        }
+    }
+    for at in 0..town.items.len() {
+        let mut less = town.clone();
+        let changed = match &mut less.items[at] {
+            Item::Object { owner, .. } | Item::Policy { owner, .. } if *owner == role => {
+                *owner = RoleId(ROLES);
+                true
+            }
+            Item::Object { grants, .. } => {
+                let before = grants.len();
+                grants.retain(|grant| grant.grantee != Some(role));
+                grants.len() != before
+            }
+            Item::Policy { roles, .. } => {
+                let before = roles.len();
+                roles.retain(|other| *other != Some(role));
+                roles.len() != before
+            }
+            Item::Mapping(_) => false,
+        };
+        if changed {
             ways.push(less);
         }
     }

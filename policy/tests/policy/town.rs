@@ -11,11 +11,37 @@ pub struct Town {
     pub attributes: BTreeMap<RoleId, Attributes>,
     pub parameters: Vec<ParameterPrivilege>,
     pub rights: Vec<Right>,
+    /// Numbered from 0.
+    pub items: Vec<Item>,
+    /// The predefined role that can read everything.
+    pub reader: Option<RoleId>,
+    /// Roles of which nobody knows what they were granted.
+    pub unlisted: Vec<RoleId>,
     /// What was asked, to see how much that was.
     pub asked: RefCell<Vec<RoleId>>,
 }
 
-pub const RULES: Rules = Rules { require_login: true };
+pub const RULES: Rules = Rules {
+    require_login: true,
+    criteria: Criteria::Roles,
+};
+
+/// With A6.
+pub const FULL: Rules = Rules {
+    criteria: Criteria::Full,
+    ..RULES
+};
+
+/// An object that can be owned and granted, or a policy.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// A row for each grant, as an ACL has them.
+    Object { owner: RoleId, grants: Vec<Grant> },
+    /// A user mapping.
+    Mapping(RoleId),
+    /// A policy on a table with this owner.
+    Policy { owner: RoleId, roles: Vec<Option<RoleId>> },
+}
 
 /// A login attribute set, for roles that are people.
 pub const LOGIN: Attributes = Attributes {
@@ -118,6 +144,45 @@ impl Town {
         self
     }
 
+    /// A table that postgres owns, with what is granted on it; PUBLIC is the empty name.
+    pub fn table(&mut self, grants: &[(&str, Privileges, Privileges)]) -> ObjectId {
+        let owner = self.role("postgres");
+        let grants = grants
+            .iter()
+            .map(|&(grantee, privileges, grantable)| Grant {
+                grantee: (!grantee.is_empty()).then(|| self.role(grantee)),
+                privileges,
+                grantable,
+            })
+            .collect();
+        self.item(Item::Object { owner, grants })
+    }
+
+    pub fn owns(&mut self, owner: &str) -> ObjectId {
+        let owner = self.role(owner);
+        self.item(Item::Object { owner, grants: vec![] })
+    }
+
+    pub fn policy(&mut self, owner: &str, roles: &[&str]) -> ObjectId {
+        let owner = self.role(owner);
+        let roles = roles
+            .iter()
+            .map(|role| (!role.is_empty()).then(|| self.role(role)))
+            .collect();
+        self.item(Item::Policy { owner, roles })
+    }
+
+    pub fn item(&mut self, item: Item) -> ObjectId {
+        self.items.push(item);
+        item_id(self.items.len() - 1)
+    }
+
+    /// With A6.
+    pub fn judge_full(&mut self, impersonator: &str, target: &str) -> Verdict {
+        let (impersonator, target) = (self.role(impersonator), self.role(target));
+        judge(self, Impersonator(impersonator), Target(target), None, &FULL)
+    }
+
     pub fn judge(&mut self, impersonator: &str, target: &str) -> Verdict {
         self.judge_via(impersonator, target, None)
     }
@@ -215,6 +280,81 @@ impl World for Town {
 
     fn name(&self, role: RoleId) -> String {
         self.names[role.0 as usize].clone()
+    }
+
+    fn possessions(&self, role: RoleId, each: &mut dyn FnMut(Possession<'_>)) {
+        if self.unlisted.contains(&role) {
+            return each(Possession::Unlisted);
+        }
+        for (nth, item) in self.items.iter().enumerate() {
+            let object = item_id(nth);
+            match item {
+                Item::Object { owner, .. } if *owner == role => each(Possession::Owned(object)),
+                Item::Mapping(owner) if *owner == role => each(Possession::Personal(object)),
+                Item::Mapping(_) => {}
+                Item::Policy { owner, roles } if roles.contains(&Some(role)) => each(Possession::Policy {
+                    policy: object,
+                    roles,
+                    owner: *owner,
+                }),
+                Item::Policy { .. } => {}
+                Item::Object { owner, grants } => {
+                    let (mut privileges, mut grantable) = (Privileges::NONE, Privileges::NONE);
+                    for grant in grants.iter().filter(|grant| grant.grantee == Some(role)) {
+                        privileges = privileges.or(grant.privileges);
+                        grantable = grantable.or(grant.grantable);
+                    }
+                    if !privileges.is_empty() {
+                        let mut holders = grants.clone();
+                        holders.push(Grant {
+                            grantee: Some(*owner),
+                            privileges: Privileges::ALL,
+                            grantable: Privileges::ALL,
+                        });
+                        holders.extend(self.reader.map(|reader| Grant {
+                            grantee: Some(reader),
+                            privileges: SELECT,
+                            grantable: Privileges::NONE,
+                        }));
+                        each(Possession::Granted {
+                            object,
+                            privileges,
+                            grantable,
+                            holders: &holders,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn object(&self, object: ObjectId) -> ObjectName {
+        let nth = object.object;
+        let column = (object.column != 0).then(|| format!("c{}", object.column));
+        let (description, in_statement) = match &self.items[nth as usize] {
+            Item::Object { .. } => (format!("table public.t{nth}"), Some(format!("TABLE public.t{nth}"))),
+            Item::Mapping(_) => (format!("user mapping {nth}"), None),
+            Item::Policy { .. } => (
+                format!("policy p{nth} on public.t"),
+                Some(format!("p{nth} ON public.t")),
+            ),
+        };
+        ObjectName {
+            description,
+            in_statement,
+            column,
+        }
+    }
+}
+
+pub const SELECT: Privileges = Privileges::from_bits(1 << 1);
+pub const INSERT: Privileges = Privileges::from_bits(1);
+
+pub fn item_id(nth: usize) -> ObjectId {
+    ObjectId {
+        class: 1259,
+        object: u32::try_from(nth).unwrap(),
+        column: 0,
     }
 }
 

@@ -48,6 +48,11 @@ pub fn judge(world: &dyn World, impersonator: Oid, target: Oid, via: Option<Oid>
         via.map(role_id),
         &policy::Rules {
             require_login: rules.require_login,
+            criteria: if rules.full {
+                policy::Criteria::Full
+            } else {
+                policy::Criteria::Roles
+            },
         },
     )
 }
@@ -56,6 +61,7 @@ pub fn judge(world: &dyn World, impersonator: Oid, target: Oid, via: Option<Oid>
 pub fn rules() -> Rules {
     Rules {
         require_login: settings::require_login(),
+        full: settings::criteria() == policy::Criteria::Full,
     }
 }
 

@@ -443,6 +443,9 @@ pub struct Switch<'a> {
     pub statement: &'a [u8],
 }
 
+/// By what it was judged, where that is not the ordinary.
+const JUDGED_FULL: &[u8] = br#"{"criteria": "full"}"#;
+
 /// What a switch needs before it is judged: no cursors, and room in the queue. May wait, and raises.
 pub fn make_ready(local: bool, reason: Option<&[u8]>, statement: &[u8]) -> usize {
     refuse_open_cursors(local);
@@ -457,6 +460,7 @@ pub fn make_ready(local: bool, reason: Option<&[u8]>, statement: &[u8]) -> usize
         role_name: &LONGEST_NAME,
         impersonation_id: Some([0; 16]),
         grant_id: Some(0),
+        detail: Some(JUDGED_FULL),
         ..statements::blank_event(Kind::SetUser)
     }
     .size();
@@ -498,7 +502,7 @@ pub fn start(switch: Switch, space: usize) -> Name {
         statement: Some(switch.statement),
         command_tag: Some(b"SELECT"),
         reason: switch.reason,
-        ..event(Kind::SetUser, &state, None)
+        ..event(Kind::SetUser, &state, state.rules.full.then_some(JUDGED_FULL))
     };
     SESSION.with(|session| {
         if let Some(old) = session.told.get() {

@@ -1,5 +1,6 @@
 //! The settings, but for `impersonate.target`, which is the session's state (see `pg/guc.rs`), and the queue's.
 
+use impersonate_policy as policy;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 /// Whose statements get a STATEMENT row (L3).
@@ -21,6 +22,16 @@ pub enum OnViolation {
 
 // Reject: whoever changes a role learns at once who is in the way, and nobody loses work.
 static ON_VIOLATION: GucSetting<OnViolation> = GucSetting::<OnViolation>::new(OnViolation::reject);
+/// In what an impersonator must be at least the target (A6).
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+#[allow(non_camel_case_types)]
+pub enum Criteria {
+    roles,
+    full,
+}
+
+// Roles: with full, nobody acts as one who has made a table, but by membership.
+static CRITERIA: GucSetting<Criteria> = GucSetting::<Criteria>::new(Criteria::roles);
 // A target that cannot log in is nobody's identity: off lets group roles be acted as (S5).
 static REQUIRE_LOGIN: GucSetting<bool> = GucSetting::<bool>::new(true);
 // Impersonated: what was done under another identity is what nobody else records.
@@ -47,6 +58,14 @@ pub fn on_violation() -> OnViolation {
     ON_VIOLATION.get()
 }
 
+/// Whether objects are compared too (A6).
+pub fn criteria() -> policy::Criteria {
+    match CRITERIA.get() {
+        Criteria::roles => policy::Criteria::Roles,
+        Criteria::full => policy::Criteria::Full,
+    }
+}
+
 /// Whose statements are recorded.
 pub fn audit_statements() -> AuditStatements {
     AUDIT_STATEMENTS.get()
@@ -64,6 +83,14 @@ pub fn define() {
         c"Only a role with LOGIN that has not expired can be impersonated.",
         c"",
         &REQUIRE_LOGIN,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"impersonate.criteria",
+        c"In what an impersonator must be at least the target.",
+        c"roles (roles, attributes and rights), or full (also what the target itself owns or was granted on objects).",
+        &CRITERIA,
         GucContext::Suset,
         GucFlags::default(),
     );

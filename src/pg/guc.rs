@@ -48,6 +48,8 @@ pub struct TargetState {
 #[derive(Clone, Copy)]
 pub struct Rules {
     pub require_login: bool,
+    /// Objects are compared too (A6).
+    pub full: bool,
 }
 
 /// The beginning of a reason.

@@ -10,6 +10,7 @@ pub mod identity;
 pub mod latch;
 pub mod leftovers;
 pub mod nodes;
+pub mod objects;
 pub mod own_objects;
 pub mod portal;
 pub mod rights;

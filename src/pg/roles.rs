@@ -1,7 +1,7 @@
 //! The catalogs and the rights table as the criteria want to see them.
 
 use super::version;
-use super::{identity, rights};
+use super::{identity, objects, rights};
 use impersonate_policy as policy;
 use pgrx::pg_sys::{self, Oid};
 use pgrx::FromDatum;
@@ -206,10 +206,18 @@ impl policy::World for Catalogs {
     fn name(&self, role: RoleId) -> String {
         identity::role_name(role_oid(role)).map_or_else(|| role.0.to_string(), |name| identity::to_utf8(&name))
     }
+
+    fn possessions(&self, role: RoleId, each: &mut dyn FnMut(policy::Possession<'_>)) {
+        objects::possessions(role, each);
+    }
+
+    fn object(&self, object: policy::ObjectId) -> policy::ObjectName {
+        objects::object_name(object)
+    }
 }
 
 /// pg_parameter_acl, whose OID the bindings lack.
-const PARAMETER_ACL: Oid = Oid::from_u32(6243);
+pub(super) const PARAMETER_ACL: Oid = Oid::from_u32(6243);
 
 /// Privileges on settings: pg_parameter_acl, which has a row only for settings that somebody was granted.
 fn parameter_privileges() -> Vec<policy::ParameterPrivilege> {
@@ -259,7 +267,7 @@ fn parameter_privileges() -> Vec<policy::ParameterPrivilege> {
 }
 
 /// The items of a detoasted aclitem[] (acl.h: one dimension, no nulls).
-unsafe fn acl_items(acl: *mut pg_sys::ArrayType) -> Vec<pg_sys::AclItem> {
+pub(super) unsafe fn acl_items(acl: *mut pg_sys::ArrayType) -> Vec<pg_sys::AclItem> {
     // SAFETY: the caller's promise; ACL arrays have no null bitmap, so the data follow the header.
     unsafe {
         if (*acl).ndim != 1 {

@@ -342,7 +342,7 @@ fn stand(town: &Town) -> bool {
 fn the_random_worlds_have_enough_of_everything() {
     let mut runner = TestRunner::deterministic();
     let (mut allowed, mut only_one_fails, mut dependents) = (0, [0; 7], 0);
-    for _ in 0..4000 {
+    for _ in 0..6000 {
         let town_and_pair = (town(), pair()).new_tree(&mut runner).unwrap().current();
         let (town, pair) = town_and_pair;
         let verdict = verdict(&town, pair);

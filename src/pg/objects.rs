@@ -263,23 +263,21 @@ impl Reader {
             (ACL, Some(catalog)) if catalog.acl > 0 => self.granted(role, catalog, entry, object, each),
             (IN_POLICY, Some(catalog)) => self.policy(catalog, entry, object, each),
             // A kind that is not known here: only who holds the role certainly has as much.
-            (OWNER | ACL | IN_POLICY, None) | (ACL, _) => each(Possession::Owned(object)),
+            (OWNER | ACL | IN_POLICY, None) => each(Possession::Owned(object)),
+            (ACL, Some(catalog)) if self.counts(catalog, entry) => each(Possession::Owned(object)),
             _ => {}
         }
     }
 
-    /// Whether an owned object is there for others than the session that made it, and belongs to this database.
+    /// Whether the object is there, for others than the session that made it, and belongs to this database.
     fn counts(&mut self, catalog: &Catalog, entry: Entry) -> bool {
         if entry.class == SUBSCRIPTION {
             // SAFETY: reads a global.
             let database = unsafe { pg_sys::MyDatabaseId };
             return catalog.row(entry.object, |row| row.oid(2)) == Some(database);
         }
-        if catalog.namespace <= 0 {
-            return true;
-        }
         let namespace = catalog.row(entry.object, |row| row.oid(catalog.namespace));
-        namespace.is_some_and(|namespace| !self.is_temporary(namespace))
+        namespace.is_some_and(|namespace| namespace == Oid::INVALID || !self.is_temporary(namespace))
     }
 
     fn is_temporary(&mut self, namespace: Oid) -> bool {

@@ -201,6 +201,34 @@ judged() {
 judged small
 run_psql -q -c "DO \$\$ BEGIN FOR i IN 1..19000 LOOP EXECUTE format('CREATE ROLE other_%s', i); END LOOP; END \$\$"
 judged large
+
+# What an impersonator is compared in: with full, each of the 10,000 tables that the target was granted is looked at.
+run_psql -q <<'SQL'
+CREATE ROLE dora LOGIN;
+GRANT "SET USER" (dora) TO anna;
+CREATE SCHEMA granted;
+SQL
+for first in $(seq 1 1000 9001); do
+    run_psql -q -c "DO \$\$ BEGIN FOR i IN $first..$((first + 999)) LOOP
+        EXECUTE format('CREATE TABLE granted.t%s (a int)', i);
+        EXECUTE format('GRANT SELECT, INSERT ON granted.t%s TO dora, anna', i);
+    END LOOP; END \$\$"
+done
+run_psql -q -c 'VACUUM ANALYZE'
+printf 'SELECT setuser(%s);\nSELECT setuser();\n' "'dora'" >"$scratch/compared.sql"
+compared() {
+    run_psql -q -c "ALTER ROLE anna SET impersonate.criteria = $1"
+    for _ in {1..11}; do
+        run_script compared -r -t 1
+        record "$1_new" "$(statement_ms "SELECT setuser('dora')")"
+    done
+    for _ in {1..5}; do
+        run_script compared -r -t 50
+        record "$1_same" "$(statement_ms "SELECT setuser('dora')")"
+    done
+}
+compared roles
+compared full
 stop
 say ""
 say "setuser() to a target of 1,000 roles, five levels deep, in ms (medians)"
@@ -261,5 +289,11 @@ for sessions in 100 500; do
     printf '%-46s %9.2f %6s\n' "$sessions impersonations of as many roles" \
         "$(median "change_$sessions")" "$(ratio "change_$sessions" change_0)"
 done
+say ""
+say "setuser() to a target that was granted 10,000 tables, in ms (medians)"
+printf '%-46s %9s %6s %10s %6s   %s\n' "" "new" "ratio" "same" "ratio" "session"
+printf '%-46s %9.1f %6s %10.1f\n' "impersonate.criteria = roles" "$(median roles_new)" "" "$(median roles_same)"
+printf '%-46s %9.1f %6s %10.1f %6s\n' "impersonate.criteria = full" \
+    "$(median full_new)" "$(ratio full_new roles_new)" "$(median full_same)" "$(ratio full_same roles_same)"
 say ""
 say "$(since "$begun") in all"

@@ -174,7 +174,7 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
     }
     let switch = Switch {
         switching,
-        rights: guard::for_others(&catalogs, impersonator, role),
+        rights: guard::for_others(&catalogs, impersonator, role, rules),
         rules,
         impersonator,
         target: role,

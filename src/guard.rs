@@ -66,12 +66,12 @@ pub fn rules() -> Rules {
 }
 
 /// What sessions of other databases need to judge an impersonation of this one.
-pub fn for_others(catalogs: &Catalogs, impersonator: Oid, target: Oid) -> Note {
-    remote::note(catalogs, role_id(impersonator), role_id(target))
+pub fn for_others(catalogs: &Catalogs, impersonator: Oid, target: Oid, rules: Rules) -> Note {
+    remote::note(catalogs, role_id(impersonator), role_id(target), rules.full)
 }
 
 /// Judges a state in a world: its roles must be there, and the criteria met.
-fn broken(world: &dyn World, state: &TargetState) -> Option<Broken> {
+fn broken(world: &dyn World, state: &TargetState, rules: Rules) -> Option<Broken> {
     for (role, name) in [
         (state.impersonator, &state.impersonator_name),
         (state.target, &state.target_name),
@@ -84,7 +84,7 @@ fn broken(world: &dyn World, state: &TargetState) -> Option<Broken> {
         }
     }
     let via = (state.via != Oid::INVALID).then_some(state.via);
-    let verdict = judge(world, state.impersonator, state.target, via, state.rules);
+    let verdict = judge(world, state.impersonator, state.target, via, rules);
     let failed = verdict.first_failed()?.render(world);
     Some(Broken {
         criterion: failed.criterion,
@@ -95,9 +95,9 @@ fn broken(world: &dyn World, state: &TargetState) -> Option<Broken> {
 /// E5: judges this session's own impersonation again; what others need to know of its rights, or what is amiss.
 pub fn judge_own(state: &TargetState) -> Result<Note, Broken> {
     let catalogs = Catalogs::default();
-    match broken(&catalogs, state) {
+    match broken(&catalogs, state, state.rules) {
         Some(broken) => Err(broken),
-        None => Ok(for_others(&catalogs, state.impersonator, state.target)),
+        None => Ok(for_others(&catalogs, state.impersonator, state.target, state.rules)),
     }
 }
 
@@ -107,7 +107,7 @@ struct Judge {
     here: Catalogs,
     elsewhere: HashMap<Oid, Catalogs>,
     #[allow(clippy::type_complexity)]
-    answers: HashMap<(Oid, Oid, Oid, bool, Oid, Vec<u8>), Option<Broken>>,
+    answers: HashMap<(Oid, Oid, Oid, (bool, bool), Oid, Vec<u8>), Option<Broken>>,
 }
 
 impl Judge {
@@ -123,7 +123,7 @@ impl Judge {
             state.impersonator,
             state.target,
             state.via,
-            state.rules.require_login,
+            (state.rules.require_login, state.rules.full),
             entry.database,
             rights.bytes().to_vec(),
         );
@@ -131,14 +131,32 @@ impl Judge {
             return answer.clone();
         }
         let answer = if local {
-            broken(&self.here, state)
+            broken(&self.here, state, state.rules)
         } else {
             let catalogs = self
                 .elsewhere
                 .entry(entry.database)
                 .or_insert_with(|| Catalogs::of_database(entry.database));
             match Elsewhere::new(catalogs, rights.bytes()) {
-                Known::Rights(world) => broken(&world, state),
+                Known::Rights(world) => broken(
+                    &world,
+                    state,
+                    Rules {
+                        full: false,
+                        ..state.rules
+                    },
+                )
+                .or_else(|| {
+                    let lost = world.lost(role_id(state.impersonator))?;
+                    Some(Broken {
+                        criterion: "A6",
+                        sentence: format!(
+                            "Criterion A6: what \"{}\" could do to objects by role \"{}\" cannot be told from here.",
+                            name_text(&state.impersonator_name),
+                            catalogs.name(lost)
+                        ),
+                    })
+                }),
                 Known::Reach(reach)
                     if reach == remote::reach(catalogs, role_id(state.impersonator), role_id(state.target)) =>
                 {
@@ -162,6 +180,18 @@ pub fn before_change(outermost: bool) {
         return;
     }
     role_lock::begin_change();
+    note_broken(outermost);
+}
+
+/// A statement that can change objects is about to run: as [`before_change`], but nobody waits. A switch at the same
+/// moment that misses its changes is judged again before its next statement.
+pub fn before_objects_change(outermost: bool) {
+    if identity::in_transaction() && !identity::in_recovery() {
+        note_broken(outermost);
+    }
+}
+
+fn note_broken(outermost: bool) {
     let transaction = identity::transaction_start();
     if active::any() && (outermost || BROKEN_BEFORE.with_borrow(|(of, _)| *of != transaction)) {
         let broken = judge_all().into_iter().map(|(entry, _)| entry.state.id).collect();
@@ -213,6 +243,13 @@ pub fn after_change(action: impl Fn() -> String) {
     }
     end(&found, &action());
     active::judged(now, &failed);
+}
+
+/// The transaction is about to commit: objects that came about without a utility statement, such as large ones.
+pub fn before_commit() {
+    if changes::made_object() && active::any_full() {
+        after_change(|| "make an object".to_owned());
+    }
 }
 
 /// The rights table was written by hand.

@@ -2,7 +2,7 @@
 
 use crate::pg::trampoline::{self, Course, Handlers, Utility};
 use crate::pg::utility::{self, Concern};
-use crate::pg::{identity, own_objects, rights, store};
+use crate::pg::{active, changes, identity, own_objects, rights, store};
 use crate::{audit, grants, guard, session, settings, statements};
 
 /// For `pg/trampoline.rs`.
@@ -14,12 +14,19 @@ pub static HANDLERS: Handlers = Handlers {
     ended: statements::ended,
     failed: statements::failed,
     failed_early: statements::failed_early,
-    concerns: |kind| utility::concerns(kind) || (trampoline::watching() && own_objects::concerns(kind)),
+    concerns: |kind| {
+        utility::concerns(kind)
+            || (active::any_full() && utility::may_change_objects(kind))
+            || (trampoline::watching() && own_objects::concerns(kind))
+    },
     utility: before_utility,
     utility_done: after_utility,
     reported: statements::reported,
     last_words: session::last_words,
-    before_commit: session::before_commit,
+    before_commit: || {
+        session::before_commit();
+        guard::before_commit();
+    },
     transaction_ends: |end| {
         // The statements' rows carry the identity that they ran under, so they come first.
         statements::transaction_ends(end);
@@ -77,11 +84,14 @@ fn before_utility(utility: &Utility) -> Course {
         }
         Concern::None => unchanged,
     };
+    let changes_objects = active::any_full() && utility::changes_objects(utility);
     if changes_roles {
         guard::before_change(utility::is_outermost(utility));
+    } else if changes_objects {
+        guard::before_objects_change(utility::is_outermost(utility));
     }
     Course {
-        tell_when_done: changes_roles,
+        tell_when_done: changes_roles || changes_objects,
         ..course
     }
 }
@@ -91,5 +101,8 @@ fn after_utility(utility: &Utility) {
         identity::see_own_changes();
         grants::forget_the_dead();
     }
-    guard::after_change(|| utility::action(utility));
+    // By objects, what an ordinary statement makes matters as well (A6).
+    if utility::changes_roles(utility) || (active::any_full() && (utility::grants(utility) | changes::made_object())) {
+        guard::after_change(|| utility::action(utility));
+    }
 }

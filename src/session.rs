@@ -275,7 +275,7 @@ fn stand_up_to(state: &TargetState) {
         return;
     }
     let expired = state.valid_until != pgrx::pg_sys::TimestampTz::MAX && state.valid_until < identity::now();
-    if !changes::any() && !expired {
+    if !changes::any(state.rules.full) && !expired {
         return;
     }
     changes::seen();

@@ -6,6 +6,9 @@
 //! table at hand. Rights of a group that the target newly holds are not among them, and needn't be: the impersonator
 //! must hold that group too (A2), and with it the same rights.
 //!
+//! Objects are a database's too. With A6 the note has also what the impersonator could use: while it loses none of it, what
+//! it could do to objects it still can.
+//!
 //! Where they don't fit, a digest of what both roles can use stands in: any change to that can't be judged.
 
 use crate::pg::active::Note;
@@ -27,12 +30,21 @@ pub enum Known<'a> {
 /// Another database's world, as far as it is known here.
 pub struct Elsewhere<'a> {
     catalogs: &'a dyn World,
+    /// Where objects are compared too: what the impersonator could use when it was judged.
+    used: Vec<RoleId>,
     rights: Vec<Right>,
 }
 
 /// Writes a note.
-pub fn note(world: &dyn World, impersonator: RoleId, target: RoleId) -> Note {
+pub fn note(world: &dyn World, impersonator: RoleId, target: RoleId, full: bool) -> Note {
     let mut bytes = vec![RIGHTS];
+    let used: Vec<RoleId> = if full {
+        policy::usable(world, impersonator).into_iter().collect()
+    } else {
+        Vec::new()
+    };
+    bytes.extend((used.len() as u32).to_le_bytes());
+    bytes.extend(used.iter().flat_map(|role| role.0.to_le_bytes()));
     let users = relevant_users(world, target);
     let own = policy::usable(world, impersonator);
     let others = policy::usable(world, target);
@@ -151,11 +163,24 @@ impl<'a> Elsewhere<'a> {
             return Known::Reach(digest.try_into().unwrap_or([0; 32]));
         }
         let mut bytes = note.get(1..).unwrap_or_default();
+        let count = number(&mut bytes).unwrap_or(0);
+        let used = (0..count).map_while(|_| number(&mut bytes).map(RoleId)).collect();
         let mut rights = Vec::new();
         while let Some(right) = decode(&mut bytes) {
             rights.push(right);
         }
-        Known::Rights(Elsewhere { catalogs, rights })
+        Known::Rights(Elsewhere { catalogs, used, rights })
+    }
+}
+
+impl Elsewhere<'_> {
+    /// A role that the impersonator could use and can't any more, where that may matter (A6). A superuser needs none.
+    pub fn lost(&self, impersonator: RoleId) -> Option<RoleId> {
+        if self.attributes(impersonator).superuser {
+            return None;
+        }
+        let now = policy::usable(self, impersonator);
+        self.used.iter().find(|role| !now.contains(role)).copied()
     }
 }
 
@@ -175,6 +200,13 @@ impl World for Elsewhere<'_> {
     fn rights(&self, grantee: RoleId) -> Vec<Right> {
         let own = self.rights.iter().filter(|right| right.grantee == grantee);
         own.cloned().collect()
+    }
+
+    /// Of the other database's objects nothing is known here.
+    fn possessions(&self, _: RoleId, _: &mut dyn FnMut(policy::Possession)) {}
+
+    fn object(&self, object: policy::ObjectId) -> policy::ObjectName {
+        self.catalogs.object(object)
     }
 
     fn name(&self, role: RoleId) -> String {

@@ -81,6 +81,8 @@ struct Table {
     places: usize,
     /// Entries in use. Read without the lock by whoever only wants to know whether there are any.
     used: AtomicU32,
+    /// Those of them that were judged by objects too (A6).
+    full: AtomicU32,
     /// When a statement last changed what is judged.
     changed_at: pg_sys::TimestampTz,
     first: [Place; 0],
@@ -179,6 +181,8 @@ pub fn publish(slot: Slot, entry: Option<(&Entry, &Note)>) {
         locked(pg_sys::LWLockMode::LW_EXCLUSIVE, || {
             let place = &mut *place(number);
             let was = place.entry.pid != 0;
+            let was_full = was && place.entry.state.rules.full;
+            let is_full = entry.is_some_and(|(entry, _)| entry.state.rules.full);
             match entry {
                 Some((entry, rights)) => {
                     place.entry = *entry;
@@ -192,6 +196,11 @@ pub fn publish(slot: Slot, entry: Option<(&Entry, &Note)>) {
                 (true, false) => _ = (*TABLE).used.fetch_sub(1, Ordering::Release),
                 _ => (),
             }
+            match (was_full, is_full) {
+                (false, true) => _ = (*TABLE).full.fetch_add(1, Ordering::Release),
+                (true, false) => _ = (*TABLE).full.fetch_sub(1, Ordering::Release),
+                _ => (),
+            }
         });
     }
 }
@@ -200,6 +209,12 @@ pub fn publish(slot: Slot, entry: Option<(&Entry, &Note)>) {
 pub fn any() -> bool {
     // SAFETY: an atomic in shared memory.
     available() && unsafe { (*TABLE).used.load(Ordering::Acquire) } != 0
+}
+
+/// Whether there is an entry that was judged by objects too. As [`any`].
+pub fn any_full() -> bool {
+    // SAFETY: as above.
+    available() && unsafe { (*TABLE).full.load(Ordering::Acquire) } != 0
 }
 
 /// What the entry of an impersonation has for sessions of other databases.

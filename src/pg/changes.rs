@@ -4,7 +4,7 @@
 //! databases (whose owners are in `pg_database_owner`) mark the process. The rights table is no catalog: its trigger
 //! sends one for the table (`pg/trigger.rs`).
 
-use super::rights;
+use super::{active, rights, trampoline};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, Datum, Oid, SysCacheIdentifier};
 use std::cell::Cell;
@@ -14,6 +14,10 @@ struct Process<T>(Cell<T>);
 // SAFETY: a backend has one thread that runs this code.
 unsafe impl<T> Sync for Process<T> {}
 
+/// Something changed that only A6 asks about, and only in part: an object of this database.
+static OBJECTS: Process<bool> = Process(Cell::new(false));
+/// This session made or altered an object, while somebody was judged by objects.
+static MADE: Process<bool> = Process(Cell::new(false));
 static CHANGED: Process<bool> = Process(Cell::new(false));
 /// The rights table of this database, once it is known; its changes count.
 static RIGHTS: Process<Oid> = Process(Cell::new(Oid::INVALID));
@@ -30,6 +34,14 @@ pub fn install() {
         ] {
             pg_sys::CacheRegisterSyscacheCallback(cache as c_int, Some(catalog_changed), Datum::null());
         }
+        for cache in [
+            SysCacheIdentifier::PROCOID,
+            SysCacheIdentifier::NAMESPACEOID,
+            SysCacheIdentifier::TYPEOID,
+            SysCacheIdentifier::FOREIGNSERVEROID,
+        ] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as c_int, Some(object_changed), Datum::null());
+        }
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), Datum::null());
     }
 }
@@ -40,17 +52,37 @@ unsafe extern "C-unwind" fn catalog_changed(_arg: Datum, _cache: c_int, _hash: u
 }
 
 #[pg_guard]
+unsafe extern "C-unwind" fn object_changed(_arg: Datum, _cache: c_int, _hash: u32) {
+    OBJECTS.0.set(true);
+}
+
+#[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_arg: Datum, relation: Oid) {
+    OBJECTS.0.set(true);
     if relation == Oid::INVALID || relation == RIGHTS.0.get() {
         CHANGED.0.set(true);
     }
 }
 
 /// Whether anything changed since this was last asked. Takes in what other sessions sent. In a transaction.
-pub fn any() -> bool {
+pub fn any(objects_too: bool) -> bool {
     // SAFETY: in a transaction, where the server itself does it at each lock.
     unsafe { pg_sys::AcceptInvalidationMessages() };
-    CHANGED.0.get()
+    CHANGED.0.get() || (objects_too && OBJECTS.0.get())
+}
+
+/// This session makes or alters an object. What comes of it is judged at the end of the statement or, at the latest,
+/// of the transaction.
+pub fn make_object() {
+    if active::any_full() {
+        MADE.0.set(true);
+        trampoline::follow_transactions();
+    }
+}
+
+/// Whether this session made or altered an object since this was last asked.
+pub fn made_object() -> bool {
+    MADE.0.replace(false)
 }
 
 /// As if something had changed: what was read meanwhile is not what is in force.
@@ -64,4 +96,5 @@ pub fn seen() {
         .0
         .set(rights::extension_table(c"set_user_grant").unwrap_or(Oid::INVALID));
     CHANGED.0.set(false);
+    OBJECTS.0.set(false);
 }

@@ -90,6 +90,9 @@ unsafe extern "C-unwind" fn object_access(
         if concerned() && [OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE, OAT_TRUNCATE].contains(&access) {
             object_changes(class, object);
         }
+        if access == OAT_POST_CREATE || access == OAT_POST_ALTER {
+            super::changes::make_object();
+        }
         if let Some(previous) = PREVIOUS_ACCESS {
             previous(access, class, object, sub, argument);
         }

@@ -84,6 +84,47 @@ pub fn changes_roles(utility: &Utility) -> bool {
     }
 }
 
+/// Whether statements of this kind can make, grant or give away objects. Those that run others don't count.
+pub fn may_change_objects(kind: NodeTag) -> bool {
+    !matches!(
+        kind,
+        NodeTag::T_TransactionStmt
+            | NodeTag::T_VariableSetStmt
+            | NodeTag::T_VariableShowStmt
+            | NodeTag::T_DeclareCursorStmt
+            | NodeTag::T_FetchStmt
+            | NodeTag::T_ClosePortalStmt
+            | NodeTag::T_PrepareStmt
+            | NodeTag::T_ExecuteStmt
+            | NodeTag::T_DeallocateStmt
+            | NodeTag::T_ExplainStmt
+            | NodeTag::T_CallStmt
+            | NodeTag::T_DoStmt
+            | NodeTag::T_CopyStmt
+            | NodeTag::T_ListenStmt
+            | NodeTag::T_UnlistenStmt
+            | NodeTag::T_NotifyStmt
+            | NodeTag::T_LockStmt
+            | NodeTag::T_VacuumStmt
+            | NodeTag::T_CheckPointStmt
+            | NodeTag::T_ConstraintsSetStmt
+            | NodeTag::T_DiscardStmt
+            | NodeTag::T_LoadStmt
+    )
+}
+
+/// See [`may_change_objects`].
+pub fn changes_objects(utility: &Utility) -> bool {
+    // SAFETY: as above.
+    unsafe { tag((*utility.statement).utilityStmt).is_some_and(may_change_objects) }
+}
+
+/// Whether the statement grants or revokes privileges on objects, which the server tells no hook of.
+pub fn grants(utility: &Utility) -> bool {
+    // SAFETY: as above.
+    unsafe { tag((*utility.statement).utilityStmt) == Some(NodeTag::T_GrantStmt) }
+}
+
 /// Whether the statement drops roles.
 pub fn drops_role(utility: &Utility) -> bool {
     // SAFETY: as above.
@@ -154,7 +195,7 @@ pub fn action(utility: &Utility) -> String {
                     let name = quoted((*statement.object.cast::<pg_sys::String>()).sval);
                     format!("change the owner of database {name}")
                 } else {
-                    "change an owner".to_owned()
+                    "change the owner of an object".to_owned()
                 }
             }
             Some(NodeTag::T_SecLabelStmt) if (*node.cast::<pg_sys::SecLabelStmt>()).objtype == OBJECT_ROLE => {

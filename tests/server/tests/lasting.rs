@@ -771,3 +771,110 @@ fn e4_an_impersonation_keeps_nobody_waiting() {
             .is_empty()
     }));
 }
+
+// -------------------------------------------------------------------------------------------------------- objects (A6) ---
+
+/// A session of `<imp>` as `<bob>`, with objects compared too.
+fn judged_in_full(stage: &Stage) -> Session<'_> {
+    stage.admin("ALTER ROLE <imp> SET impersonate.criteria = full");
+    let mut session = stage.session();
+    session.become_role("bob");
+    session
+}
+
+#[test]
+fn e2_with_full_every_statement_that_gives_the_target_more_to_objects_fails() {
+    let stage = Stage::alone();
+    stage.admin(
+        "CREATE TABLE <s>.t (a int, b int); CREATE SEQUENCE <s>.q; CREATE FUNCTION <s>.f() RETURNS int LANGUAGE sql AS 'SELECT 1';
+         REVOKE ALL ON FUNCTION <s>.f() FROM PUBLIC; SELECT lo_create(4711);
+         GRANT SELECT ON <s>.t TO <imp>; GRANT SELECT ON <s>.t TO <bob>; GRANT INSERT ON <s>.t TO <grp>;
+         GRANT INSERT (a) ON <s>.t TO <bob>",
+    );
+    let mut session = judged_in_full(&stage);
+    for sql in [
+        "GRANT UPDATE ON <s>.t TO <bob>",
+        "GRANT UPDATE (b) ON <s>.t TO <bob>",
+        "GRANT SELECT ON <s>.t TO <bob> WITH GRANT OPTION",
+        "REVOKE SELECT ON <s>.t FROM <imp>",
+        "GRANT USAGE ON SEQUENCE <s>.q TO <bob>",
+        "GRANT EXECUTE ON FUNCTION <s>.f() TO <bob>",
+        "GRANT SELECT ON LARGE OBJECT 4711 TO <bob>",
+        "ALTER TABLE <s>.t OWNER TO <bob>",
+        "CREATE SCHEMA AUTHORIZATION <bob>",
+        "GRANT CREATE ON DATABASE {} TO <bob>",
+        "ALTER DEFAULT PRIVILEGES GRANT DELETE ON TABLES TO <bob>; CREATE TABLE <s>.u ()",
+        "SET ROLE <bob>; CREATE TABLE <s>.v ()",
+        "SET ROLE <bob>; SELECT lo_create(4712)",
+        "DO $$ BEGIN EXECUTE 'GRANT UPDATE ON <s>.t TO <bob>'; END $$",
+        // By what the impersonator could do it no more, in whatever way it is taken.
+        "REVOKE INSERT ON <s>.t FROM <grp>",
+    ] {
+        let sql = sql.replace("{}", stage.database());
+        let error = change(&stage, &sql).expect_err(&sql);
+        says_it_all(&stage, &session, "A6", &error);
+        session.is("bob");
+    }
+    for sql in [
+        "GRANT UPDATE ON <s>.t TO <imp>; GRANT UPDATE ON <s>.t TO <bob>",
+        "GRANT UPDATE ON <s>.t TO <carol>",
+        "GRANT UPDATE ON <s>.t TO PUBLIC",
+        "CREATE TABLE <s>.w ()",
+        "DROP TABLE <s>.w",
+    ] {
+        accepted(&stage, &mut session, sql);
+    }
+    // Its own temporary tables are nobody's.
+    session.ok("CREATE TEMPORARY TABLE mine (a int)");
+    session.is("bob");
+    let error = session.fails("55006", "CREATE TABLE <s>.of_bob ()");
+    assert!(error.detail.unwrap().contains("A6"));
+    session.is("bob");
+}
+
+#[test]
+fn e2_with_full_another_database_may_not_take_what_might_matter() {
+    let stage = Stage::new();
+    stage.admin("CREATE TABLE <s>.t (); GRANT SELECT ON <s>.t TO <own>, <bob>");
+    let mut session = judged_in_full(&stage);
+    let without = stage.cluster().empty_database("without");
+    let mut elsewhere = superuser(&stage, &without.name);
+    let error = change_in(&mut elsewhere, &stage, "REVOKE <own> FROM <imp>").unwrap_err();
+    says_it_all(&stage, &session, "A6", &error);
+    change_in(
+        &mut elsewhere,
+        &stage,
+        "CREATE TABLE public.mine (); GRANT SELECT ON mine TO <bob>",
+    )
+    .unwrap();
+    change_in(&mut elsewhere, &stage, "GRANT <carol> TO <imp>").unwrap();
+    session.is("bob");
+    assert_eq!(change(&stage, "REVOKE <own> FROM <imp>").unwrap_err().code, "55006");
+    change(&stage, "REVOKE SELECT ON <s>.t FROM <bob>; REVOKE <own> FROM <imp>").unwrap();
+    session.is("bob");
+}
+
+#[test]
+fn e5_with_full_objects_changed_by_hand_end_it_and_block_nobody() {
+    let stage = Stage::alone();
+    stage.admin("CREATE TABLE <s>.t (); GRANT SELECT ON <s>.t TO <imp>; GRANT SELECT ON <s>.t TO <bob>");
+    let mut session = judged_in_full(&stage);
+    change(&stage, "UPDATE pg_class SET relacl = NULL WHERE relname = 't'").unwrap();
+    change(
+        &stage,
+        "CREATE TABLE <s>.other (); GRANT SELECT ON <s>.other TO <carol>",
+    )
+    .unwrap();
+    session.is("bob");
+    change(
+        &stage,
+        "UPDATE pg_class SET relacl = ARRAY['postgres=arwdDxt/postgres', '<bob>=r/postgres']::aclitem[] WHERE relname = 't'",
+    )
+    .unwrap();
+    change(
+        &stage,
+        "CREATE TABLE <s>.another (); GRANT SELECT ON <s>.another TO <carol>",
+    )
+    .unwrap();
+    ends_at_next(&stage, &mut session, "A6");
+}

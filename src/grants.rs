@@ -180,8 +180,8 @@ fn refuse_while_impersonating() {
 
 /// Rights are about to change: whoever else changes them waits, and switches do.
 pub fn begin_change(outermost: bool) {
-    store::lock_rights();
     guard::before_change(outermost);
+    store::lock_rights();
 }
 
 /// They have: raises if that broke the criteria of an active impersonation (E2).

@@ -15,7 +15,7 @@ use crate::{session, settings, statements};
 use impersonate_policy as policy;
 use pgrx::pg_sys::Oid;
 use pgrx::PgSqlErrorCode;
-use policy::{Impersonator, Target, Verdict, World};
+use policy::{Impersonator, Reaches, Target, Verdict, World};
 use remote::{Elsewhere, Known};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -41,8 +41,20 @@ impl Broken {
 
 /// Judges with the settings that the switch was judged by.
 pub fn judge(world: &dyn World, impersonator: Oid, target: Oid, via: Option<Oid>, rules: Rules) -> Verdict {
-    policy::judge(
+    judge_with(world, &Reaches::default(), impersonator, target, via, rules)
+}
+
+fn judge_with(
+    world: &dyn World,
+    reaches: &Reaches,
+    impersonator: Oid,
+    target: Oid,
+    via: Option<Oid>,
+    rules: Rules,
+) -> Verdict {
+    policy::judge_with(
         world,
+        reaches,
         Impersonator(role_id(impersonator)),
         Target(role_id(target)),
         via.map(role_id),
@@ -71,7 +83,7 @@ pub fn for_others(catalogs: &Catalogs, impersonator: Oid, target: Oid, rules: Ru
 }
 
 /// Judges a state in a world: its roles must be there, and the criteria met.
-fn broken(world: &dyn World, state: &TargetState, rules: Rules) -> Option<Broken> {
+fn broken(world: &dyn World, reaches: &Reaches, state: &TargetState, rules: Rules) -> Option<Broken> {
     for (role, name) in [
         (state.impersonator, &state.impersonator_name),
         (state.target, &state.target_name),
@@ -84,7 +96,7 @@ fn broken(world: &dyn World, state: &TargetState, rules: Rules) -> Option<Broken
         }
     }
     let via = (state.via != Oid::INVALID).then_some(state.via);
-    let verdict = judge(world, state.impersonator, state.target, via, rules);
+    let verdict = judge_with(world, reaches, state.impersonator, state.target, via, rules);
     let failed = verdict.first_failed()?.render(world);
     Some(Broken {
         criterion: failed.criterion,
@@ -95,17 +107,16 @@ fn broken(world: &dyn World, state: &TargetState, rules: Rules) -> Option<Broken
 /// E5: judges this session's own impersonation again; what others need to know of its rights, or what is amiss.
 pub fn judge_own(state: &TargetState) -> Result<Note, Broken> {
     let catalogs = Catalogs::default();
-    match broken(&catalogs, state, state.rules) {
+    match broken(&catalogs, &Reaches::default(), state, state.rules) {
         Some(broken) => Err(broken),
         None => Ok(for_others(&catalogs, state.impersonator, state.target, state.rules)),
     }
 }
 
 /// Judges entries, each question asked once.
-#[derive(Default)]
 struct Judge {
-    here: Catalogs,
-    elsewhere: HashMap<Oid, Catalogs>,
+    here: (Catalogs, Reaches),
+    elsewhere: HashMap<Oid, (Catalogs, Reaches)>,
     #[allow(clippy::type_complexity)]
     answers: HashMap<(Oid, Oid, Oid, (bool, bool), Oid, Vec<u8>), Option<Broken>>,
 }
@@ -131,15 +142,16 @@ impl Judge {
             return answer.clone();
         }
         let answer = if local {
-            broken(&self.here, state, state.rules)
+            broken(&self.here.0, &self.here.1, state, state.rules)
         } else {
-            let catalogs = self
+            let (catalogs, reaches) = self
                 .elsewhere
                 .entry(entry.database)
-                .or_insert_with(|| Catalogs::of_database(entry.database));
+                .or_insert_with(|| (Catalogs::of_database(entry.database), Reaches::default()));
             match Elsewhere::new(catalogs, rights.bytes()) {
                 Known::Rights(world) => broken(
                     &world,
+                    reaches,
                     state,
                     Rules {
                         full: false,
@@ -207,7 +219,11 @@ thread_local! {
 
 /// The impersonations that are in breach.
 fn judge_all() -> Vec<(Entry, Broken)> {
-    let mut judge = Judge::default();
+    let mut judge = Judge {
+        here: (Catalogs::with_all_rights(), Reaches::default()),
+        elsewhere: HashMap::new(),
+        answers: HashMap::new(),
+    };
     let mut found: Vec<(Entry, Broken)> = Vec::new();
     for (_, entry) in active::snapshot() {
         if let Some(broken) = judge.broken(&entry) {

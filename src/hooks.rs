@@ -63,7 +63,8 @@ fn before_utility(utility: &Utility) -> Course {
             unchanged
         }
         Concern::RoleDropped => {
-            // In the order in which GRANT locks: the rights, then the role.
+            // In the order in which GRANT locks: all roles, the rights, then the role.
+            guard::before_change(utility::is_outermost(utility));
             if identity::in_transaction() && !identity::in_recovery() {
                 store::lock_rights();
             }
@@ -85,7 +86,7 @@ fn before_utility(utility: &Utility) -> Course {
         Concern::None => unchanged,
     };
     let changes_objects = active::any_full() && utility::changes_objects(utility);
-    if changes_roles {
+    if changes_roles && !utility::drops_role(utility) {
         guard::before_change(utility::is_outermost(utility));
     } else if changes_objects {
         guard::before_objects_change(utility::is_outermost(utility));

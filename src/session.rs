@@ -274,7 +274,8 @@ fn stand_up_to(state: &TargetState) {
     if !identity::in_transaction() {
         return;
     }
-    let expired = state.valid_until != pgrx::pg_sys::TimestampTz::MAX && state.valid_until < identity::now();
+    let expired =
+        state.valid_until != pgrx::pg_sys::TimestampTz::MAX && state.valid_until < leftovers::statement_start();
     if !changes::any(state.rules.full) && !expired {
         return;
     }

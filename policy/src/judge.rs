@@ -1,12 +1,13 @@
 //! May this impersonator act as this target? Each criterion of SPEC.md is one method here, in their order.
 
 use crate::objects::objects;
-use crate::reach::{inherited, members_of, reach, Reach};
+use crate::reach::{members_of, reach, Reach, Reaches};
 use crate::right::{Admin, Right, Scope};
 use crate::role::{Attribute, Attributes, Impersonator, ParameterAction, ParameterPrivilege, RoleId, Target};
 use crate::verdict::{Condition, Criterion, Fact, Verdict};
 use crate::world::World;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// The settings that bear on a verdict.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -45,6 +46,18 @@ pub fn judge(
     via: Option<RoleId>,
     rules: &Rules,
 ) -> Verdict {
+    judge_with(world, &Reaches::default(), impersonator, target, via, rules)
+}
+
+/// As [`judge`], one of several in worlds that agree on roles and memberships, which `reaches` remembers.
+pub fn judge_with(
+    world: &dyn World,
+    reaches: &Reaches,
+    impersonator: Impersonator,
+    target: Target,
+    via: Option<RoleId>,
+    rules: &Rules,
+) -> Verdict {
     let mut verdict = Verdict {
         impersonator,
         target,
@@ -68,8 +81,9 @@ pub fn judge(
 
     let comparison = Comparison {
         world,
-        impersonator: Holder::new(world, impersonator.0, attributes),
-        target: Holder::new(world, target.0, world.attributes(target.0)),
+        reaches,
+        impersonator: Holder::new(world, reaches, impersonator.0, attributes),
+        target: Holder::new(world, reaches, target.0, world.attributes(target.0)),
     };
     let (covering, counted) = comparison.rights_over_target(via);
     verdict.right = covering.as_ref().map(|right| right.id);
@@ -128,14 +142,14 @@ impl Verdict {
 struct Holder {
     role: RoleId,
     attributes: Attributes,
-    reach: Reach,
+    reach: Rc<Reach>,
     /// The rights granted to any role that it can use, by id.
     rights: Vec<Right>,
 }
 
 impl Holder {
-    fn new(world: &dyn World, role: RoleId, attributes: Attributes) -> Holder {
-        let reach = reach(world, [role]);
+    fn new(world: &dyn World, reaches: &Reaches, role: RoleId, attributes: Attributes) -> Holder {
+        let reach = reaches.of(world, role);
         let mut rights: Vec<Right> = reach.usable.iter().flat_map(|&grantee| world.rights(grantee)).collect();
         rights.sort_by_key(|right| right.id);
         Holder {
@@ -178,6 +192,7 @@ impl Holder {
 
 struct Comparison<'a> {
     world: &'a dyn World,
+    reaches: &'a Reaches,
     impersonator: Holder,
     target: Holder,
 }
@@ -189,7 +204,7 @@ impl Comparison<'_> {
     /// `SET ROLE` (G6).
     fn rights_over_target(&self, via: Option<RoleId>) -> (Option<Right>, Vec<Right>) {
         let via = via.filter(|role| self.impersonator.reach.settable.contains(role));
-        let grantees = inherited(self.world, [self.impersonator.role].into_iter().chain(via));
+        let grantees = self.reaches.inherited(self.world, self.impersonator.role, via);
         let counted: Vec<Right> = self
             .impersonator
             .rights

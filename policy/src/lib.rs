@@ -23,11 +23,11 @@ mod verdict;
 mod world;
 
 pub use grant::{grant, may_grant, Change, GrantError, GrantRequest, NewRight};
-pub use judge::{judge, Criteria, Rules};
+pub use judge::{judge, judge_with, Criteria, Rules};
 pub use possession::{Grant, ObjectId, ObjectName, Possession, Privileges};
 pub use privilege::{parse_privilege, ListError, Privilege};
 pub use quote::{quote_identifier, quote_literal};
-pub use reach::usable;
+pub use reach::{usable, Reaches};
 pub use redact::redact;
 pub use render::Rendered;
 pub use revoke::{revoke, NotGranted, RevokeError, RevokeRequest, RevokeWhat, Revoked};

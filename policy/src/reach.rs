@@ -2,7 +2,9 @@
 
 use crate::role::{Membership, RoleId};
 use crate::world::World;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// What a role can use, and what it administers.
 #[derive(Default)]
@@ -14,6 +16,34 @@ pub(crate) struct Reach {
     /// The roles in which one of the usable ones has a membership with admin (A3). That membership need not make the
     /// role usable: admin is enough to grant oneself the rest.
     pub administered: BTreeSet<RoleId>,
+}
+
+/// What roles can use, found once for each: for judging many switches while nothing changes.
+#[derive(Default)]
+pub struct Reaches {
+    reaches: RefCell<BTreeMap<RoleId, Rc<Reach>>>,
+    inherited: RefCell<BTreeMap<(RoleId, Option<RoleId>), Rc<BTreeSet<RoleId>>>>,
+}
+
+impl Reaches {
+    pub(crate) fn of(&self, world: &dyn World, role: RoleId) -> Rc<Reach> {
+        let known = self.reaches.borrow().get(&role).cloned();
+        known.unwrap_or_else(|| {
+            let found = Rc::new(reach(world, [role]));
+            self.reaches.borrow_mut().insert(role, found.clone());
+            found
+        })
+    }
+
+    /// See [`inherited`]: of a role, and of one that it is in by `SET ROLE`.
+    pub(crate) fn inherited(&self, world: &dyn World, role: RoleId, via: Option<RoleId>) -> Rc<BTreeSet<RoleId>> {
+        let known = self.inherited.borrow().get(&(role, via)).cloned();
+        known.unwrap_or_else(|| {
+            let found = Rc::new(inherited(world, [role].into_iter().chain(via)));
+            self.inherited.borrow_mut().insert((role, via), found.clone());
+            found
+        })
+    }
 }
 
 /// What whoever starts as one of `starts` can use: a chain of `SET ROLE`, then a chain of inheritance.

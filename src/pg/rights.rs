@@ -120,6 +120,19 @@ impl Reader {
         self.gather(Some(grantee)).iter().filter_map(right).collect()
     }
 
+    /// Whether the table is so small that reading all of it costs less than looking up some grantees one by one.
+    pub fn is_small(&self) -> bool {
+        const BLOCKS: u32 = 64;
+        let Some((table, _)) = self.table else { return true };
+        // SAFETY: relation is closed on the way out; on error the server's own cleanup does.
+        unsafe {
+            let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+            let blocks = pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
+            pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+            blocks <= BLOCKS
+        }
+    }
+
     /// All live rights.
     pub fn live(&self) -> Vec<Stored> {
         self.gather(None)

@@ -50,7 +50,7 @@ stop
 
 # ------------------------------------------------------------------------------------------------- running and noting ---
 
-# run_script NAME OPTIONS...: pgbench as anna. A transaction that fails, or a client that gives up, is no measurement.
+# run_script NAME OPTIONS...: pgbench as anna, unless they say otherwise. A transaction that fails, or a client that gives up, is no measurement.
 run_script() {
     local name=$1
     shift
@@ -205,25 +205,26 @@ judged large
 # What an impersonator is compared in: with full, each of the 10,000 tables that the target was granted is looked at.
 run_psql -q <<'SQL'
 CREATE ROLE dora LOGIN;
-GRANT "SET USER" (dora) TO anna;
+CREATE ROLE emil LOGIN;
+GRANT "SET USER" (dora) TO emil;
 CREATE SCHEMA granted;
 SQL
 for first in $(seq 1 1000 9001); do
     run_psql -q -c "DO \$\$ BEGIN FOR i IN $first..$((first + 999)) LOOP
         EXECUTE format('CREATE TABLE granted.t%s (a int)', i);
-        EXECUTE format('GRANT SELECT, INSERT ON granted.t%s TO dora, anna', i);
+        EXECUTE format('GRANT SELECT, INSERT ON granted.t%s TO dora, emil', i);
     END LOOP; END \$\$"
 done
 run_psql -q -c 'VACUUM ANALYZE'
 printf 'SELECT setuser(%s);\nSELECT setuser();\n' "'dora'" >"$scratch/compared.sql"
 compared() {
-    run_psql -q -c "ALTER ROLE anna SET impersonate.criteria = $1"
+    run_psql -q -c "ALTER ROLE emil SET impersonate.criteria = $1"
     for _ in {1..11}; do
-        run_script compared -r -t 1
+        run_script compared -U emil -r -t 1
         record "$1_new" "$(statement_ms "SELECT setuser('dora')")"
     done
     for _ in {1..5}; do
-        run_script compared -r -t 50
+        run_script compared -U emil -r -t 50
         record "$1_same" "$(statement_ms "SELECT setuser('dora')")"
     done
 }

@@ -2,7 +2,7 @@
 
 use crate::pg::trampoline::{self, Course, Handlers, Utility};
 use crate::pg::utility::{self, Concern};
-use crate::pg::{active, changes, identity, own_objects, rights, store};
+use crate::pg::{active, changes, identity, leftovers, own_objects, rights, store};
 use crate::{audit, grants, guard, session, settings, statements};
 
 /// For `pg/trampoline.rs`.
@@ -17,7 +17,7 @@ pub static HANDLERS: Handlers = Handlers {
     concerns: |kind| {
         utility::concerns(kind)
             || (active::any_full() && utility::may_change_objects(kind))
-            || (trampoline::watching() && own_objects::concerns(kind))
+            || (trampoline::watching() && (own_objects::concerns(kind) || leftovers::concerns(kind)))
     },
     utility: before_utility,
     utility_done: after_utility,
@@ -49,6 +49,7 @@ fn before_utility(utility: &Utility) -> Course {
         if let Some(what) = utility::changes_product(utility) {
             session::refuse_change(&what);
         }
+        session::note_leftovers(utility);
     }
     let changes_roles = utility::changes_roles(utility);
     let course = match utility::read(utility) {

@@ -64,8 +64,9 @@ struct Session {
     /// The state that the next value of `impersonate.target` stands for: set around our own change alone.
     wanted: Cell<Option<TargetState>>,
     changing: Cell<bool>,
-    /// `role` is being put back to what the impersonator had set: it is judged as the impersonator's.
-    restoring: Cell<bool>,
+    /// `role` is being put back to a value from before: it is judged as it was then, for the target of that
+    /// impersonation, or for the session user.
+    restoring: Cell<Option<Option<([u8; 16], Oid)>>>,
     /// How the transaction, or the part of it whose settings are being popped, ended.
     ending: Cell<TransactionEnd>,
     /// An impersonation that lost its session user: it doesn't come back if that user does.
@@ -85,24 +86,37 @@ struct Before {
     settled: Cell<bool>,
     /// For the table of active impersonations, should it come back.
     rights: Cell<Note>,
-    role: RefCell<Option<guc::RoleValues>>,
-    role_state: RoleState,
-    settings: guc_values::Values,
-    temporary: Vec<Oid>,
+    role: Cell<Option<guc::RoleValues>>,
+    settings: RefCell<guc_values::Values>,
+    temporary: Vec<leftovers::Object>,
     since: pgrx::pg_sys::TimestampTz,
-    /// What the one that this one lies over would put back: `local` over a lasting one.
-    under: Option<Rc<Before>>,
+    /// The one that this one lies over, `local` over a lasting one: its id, its target, and what it would put back.
+    under: Option<Under>,
 }
+
+#[derive(Clone)]
+struct Under {
+    id: [u8; 16],
+    target: Oid,
+    before: Rc<Before>,
+}
+
+const NO_ROLE: RoleState = RoleState {
+    role: Oid::INVALID,
+    superuser: false,
+    impersonation: [0; 16],
+    name: [0; 64],
+};
 
 thread_local! {
     static SESSION: Session = const {
         Session {
             target: Cell::new(None),
-            role: Cell::new(RoleState { role: Oid::INVALID, superuser: false, impersonation: [0; 16], name: [0; 64] }),
+            role: Cell::new(NO_ROLE),
             told: Cell::new(None),
             wanted: Cell::new(None),
             changing: Cell::new(false),
-            restoring: Cell::new(false),
+            restoring: Cell::new(None),
             ending: Cell::new(TransactionEnd::Commit),
             dead: Cell::new([0; 16]),
             may_come_back: Cell::new(None),
@@ -126,8 +140,9 @@ pub static HANDLERS: Handlers = Handlers {
 };
 
 fn impersonation() -> Option<([u8; 16], Oid)> {
-    let restoring = SESSION.with(|session| session.restoring.get());
-    in_force().filter(|_| !restoring).map(|state| (state.id, state.target))
+    SESSION
+        .with(|session| session.restoring.get())
+        .unwrap_or_else(|| in_force().map(|state| (state.id, state.target)))
 }
 
 /// The impersonation in force, if there is one.
@@ -355,8 +370,16 @@ fn reconcile() {
             tell_return(&state, cause);
         }
         session.told.set(now.map(|state| Told { state }));
+        // What was prepared under one that a ROLLBACK ended is no part of the transaction.
+        leftovers::drop_statements(|id| !goes_on(now.as_ref(), id));
         trampoline::watch(must_watch());
     });
+}
+
+/// Whether an impersonation is in force, or lies under the one that is.
+fn goes_on(now: Option<&TargetState>, id: &[u8; 16]) -> bool {
+    let Some(state) = now else { return false };
+    state.id == *id || before(state).is_some_and(|before| before.under.as_ref().is_some_and(|under| under.id == *id))
 }
 
 fn publish(slot: Slot, state: &TargetState, judged_at: pgrx::pg_sys::TimestampTz, rights: &Note) {
@@ -524,21 +547,25 @@ pub fn start(switch: Switch, space: usize) -> Name {
                 put_back(&old);
                 before(&old).and_then(|before| before.under.clone())
             }
-            Some(old) if switch.local => before(&old),
+            Some(old) if switch.local => before(&old).map(|before| Under {
+                id: old.id,
+                target: old.target,
+                before,
+            }),
             Some(old) => {
                 put_all_back(&old);
                 None
             }
             None => None,
         };
+        leftovers::close_large_objects();
         let before = Before {
             settled: Cell::new(false),
             rights: Cell::new(switch.rights),
             since: state.since,
             under,
-            role: RefCell::new(guc::take_role()),
-            role_state: session.role.get(),
-            settings: guc_values::take(),
+            role: Cell::new(guc::take_role()),
+            settings: RefCell::new(guc_values::take()),
             temporary: leftovers::temporary_objects(),
         };
         session.before.borrow_mut().push((state.id, Rc::new(before)));
@@ -566,7 +593,7 @@ pub fn end(cause: Cause, statement: Option<&str>) {
         let before = before(&state).map(lowest);
         // May fail; the settings cannot, and some of them ask who sets them.
         if let Some(before) = &before {
-            leftovers::remove(before.since, &before.temporary);
+            leftovers::remove(before.since, &before.temporary, |_| true);
         }
         session.changing.set(true);
         guc::set_target(c"", false);
@@ -582,8 +609,8 @@ pub fn end(cause: Cause, statement: Option<&str>) {
 
 /// What the impersonation at the bottom puts back.
 fn lowest(mut before: Rc<Before>) -> Rc<Before> {
-    while let Some(under) = before.under.clone() {
-        before = under;
+    while let Some(under) = &before.under {
+        before = under.before.clone();
     }
     before
 }
@@ -591,7 +618,7 @@ fn lowest(mut before: Rc<Before>) -> Rc<Before> {
 /// As [`put_back`], with the one that lies under it.
 fn put_all_back(state: &TargetState) {
     if let Some(before) = before(state).map(lowest) {
-        leftovers::remove(before.since, &before.temporary);
+        leftovers::remove(before.since, &before.temporary, |_| true);
         put_settings_back(&before);
     }
 }
@@ -611,23 +638,43 @@ fn before(state: &TargetState) -> Option<Rc<Before>> {
 /// S9: nothing that came up under the impersonation is left to act on the impersonator.
 fn put_back(state: &TargetState) {
     if let Some(before) = before(state) {
-        leftovers::remove(state.since, &before.temporary);
+        leftovers::remove(state.since, &before.temporary, |id| *id == state.id);
         put_settings_back(&before);
     }
 }
 
 fn put_settings_back(before: &Before) {
-    SESSION.with(|session| {
-        // A role set inside counts for nobody outside.
-        let (now, then) = (session.role.get(), before.role_state);
-        let changed = (now.role, now.impersonation) != (then.role, then.impersonation);
-        if let Some(role) = before.role.borrow().as_ref().filter(|_| changed) {
-            session.restoring.set(true);
-            guc::put_role_back(role);
-            session.restoring.set(false);
+    // A role set inside counts for nobody outside.
+    if let (Some(then), Some(now)) = (before.role.get(), guc::take_role()) {
+        if !then.same(&now) {
+            put_role_back(&then.session, false, before.under.as_ref());
+            if let Some(local) = &then.local {
+                put_role_back(local, true, before.under.as_ref());
+            }
         }
+    }
+    guc_values::put_back(&before.settings.borrow());
+}
+
+fn put_role_back(state: &RoleState, local: bool, under: Option<&Under>) {
+    let under = under.filter(|under| under.id == state.impersonation);
+    SESSION.with(|session| {
+        session.restoring.set(Some(under.map(|under| (under.id, under.target))));
+        if under.is_some() || state.impersonation == [0; 16] {
+            guc::set_role(state, local);
+        } else {
+            // Of an impersonation that is over: it counts for nobody.
+            guc::set_role(&NO_ROLE, local);
+        }
+        session.restoring.set(None);
     });
-    guc_values::put_back(&before.settings);
+}
+
+/// Takes down what a statement leaves in the session outside of any transaction.
+pub fn note_leftovers(utility: &trampoline::Utility) {
+    if let Some(state) = in_force() {
+        leftovers::note(utility, state.id);
+    }
 }
 
 /// A cursor gives what its opener could read to whoever fetches, and its query goes on as whoever that is.
@@ -697,15 +744,19 @@ pub fn transaction_ends(end: TransactionEnd) {
                 for (_, kept) in before.iter() {
                     kept.settled.set(true);
                     // A SET LOCAL of this transaction is over.
-                    if let Some(role) = kept.role.borrow_mut().as_mut() {
-                        role.local = None;
+                    kept.role
+                        .set(kept.role.get().map(|role| guc::RoleValues { local: None, ..role }));
+                    if let Ok(mut settings) = kept.settings.try_borrow_mut() {
+                        settings.forget_local();
                     }
                 }
-                before.retain(|(id, _)| told.is_some_and(|state| (state.id == *id) != state.local));
+                let goes_on = |id: &[u8; 16]| told.is_some_and(|state| (state.id == *id) != state.local);
+                before.retain(|(id, _)| goes_on(id));
+                leftovers::forget(|id| !goes_on(id));
             }
         }
         let aborted = matches!(end, TransactionEnd::Abort | TransactionEnd::SubtransactionAbort);
-        session.restoring.set(false);
+        session.restoring.set(None);
         if aborted && session.changing.replace(false) {
             // A switch that failed half-way: told, but never in force.
             session.wanted.set(None);

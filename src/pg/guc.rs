@@ -4,6 +4,7 @@
 //! assign hooks are the last word: resetting goes to them without a check (guc.c), and at the end of a transaction they
 //! are called in no order that may be relied on, when no catalog can be read and no error raised.
 
+use super::guc_values::{committed, Committed};
 use super::{active, identity, version};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, GucSource, Oid};
@@ -529,56 +530,51 @@ pub fn name_cstring(name: &Name) -> CString {
     CString::new(name_bytes(name)).unwrap_or_default()
 }
 
-/// The value of `role`, as a ROLLBACK or COMMIT would have it: the session's, and that of a SET LOCAL over it.
+/// The values of `role`: what a COMMIT would leave, and that of a SET LOCAL over it.
+#[derive(Clone, Copy)]
 pub struct RoleValues {
-    session: CString,
-    pub local: Option<CString>,
+    pub session: RoleState,
+    pub local: Option<RoleState>,
 }
 
-/// Takes down `role` before an impersonation (S9).
+impl RoleValues {
+    /// Whether they come to the same.
+    pub fn same(&self, other: &RoleValues) -> bool {
+        let parts = |state: &RoleState| (state.role, state.impersonation);
+        parts(&self.session) == parts(&other.session)
+            && self.local.as_ref().map(parts) == other.local.as_ref().map(parts)
+    }
+}
+
+/// Takes down `role` (S9).
 pub fn take_role() -> Option<RoleValues> {
     let record = version::find_string_setting(c"role");
-    let text = |value: *const c_char| {
-        // SAFETY: null or a string of the settings machinery, copied at once.
-        (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) }.to_owned())
-    };
-    // SAFETY: the record and its stack are the settings machinery's own; values are those of a string setting.
+    // SAFETY: every state of `role` was written by role_state(), as in assign_role().
+    let state = |extra: *mut c_void| unsafe { extra.cast::<RoleState>().as_ref() }.copied();
+    // SAFETY: the record and its stack are the settings machinery's own.
     unsafe {
-        let now = text(*(*record).variable)?;
-        let stack = (*record).gen_.stack;
-        if stack.is_null() {
-            return Some(RoleValues {
+        let now = state((*record).gen_.extra)?;
+        Some(match committed(record.cast_const().cast()) {
+            Committed::Now => RoleValues {
                 session: now,
                 local: None,
-            });
-        }
-        let under = match (*stack).state {
-            pg_sys::GucStackState::GUC_LOCAL => text((*stack).prior.val.stringval)?,
-            pg_sys::GucStackState::GUC_SET_LOCAL => text((*stack).masked.val.stringval)?,
-            _ => {
-                return Some(RoleValues {
-                    session: now,
-                    local: None,
-                })
-            }
-        };
-        Some(RoleValues {
-            session: under,
-            local: Some(now),
+            },
+            Committed::Hidden(hidden, _) => RoleValues {
+                session: state((*hidden).extra)?,
+                local: Some(now),
+            },
         })
     }
 }
 
-/// Puts `role` back as it was taken down. What the session user may no longer be becomes none.
-pub fn put_role_back(values: &RoleValues) {
-    set_role(&values.session, pg_sys::GucAction::GUC_ACTION_SET);
-    if let Some(local) = &values.local {
-        set_role(local, pg_sys::GucAction::GUC_ACTION_LOCAL);
-    }
-}
-
-fn set_role(value: &CStr, action: pg_sys::GucAction::Type) {
-    let set = |value: &CStr, level: pgrx::PgLogLevel| {
+/// Sets `role`. What whoever it is judged for may no longer be becomes none.
+pub fn set_role(state: &RoleState, local: bool) {
+    let action = if local {
+        pg_sys::GucAction::GUC_ACTION_LOCAL
+    } else {
+        pg_sys::GucAction::GUC_ACTION_SET
+    };
+    let set = |value: &CStr| {
         // SAFETY: as set_config() does; below ERROR it returns instead of raising.
         unsafe {
             pg_sys::set_config_option(
@@ -588,13 +584,18 @@ fn set_role(value: &CStr, action: pg_sys::GucAction::Type) {
                 GucSource::PGC_S_SESSION,
                 action,
                 true,
-                level as i32,
+                pgrx::PgLogLevel::WARNING as i32,
                 false,
             )
         }
     };
-    if set(value, pgrx::PgLogLevel::WARNING) <= 0 {
-        set(c"none", pgrx::PgLogLevel::WARNING);
+    let value = if state.role == Oid::INVALID {
+        c"none".to_owned()
+    } else {
+        name_cstring(&state.name)
+    };
+    if set(&value) <= 0 {
+        set(c"none");
     }
 }
 

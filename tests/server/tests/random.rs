@@ -413,10 +413,6 @@ impl Model {
                     // It takes the place of the one before.
                     self.state.give_back();
                 }
-                // OPEN: a SET LOCAL from before it is put back as SET. Not looked at until it is set again.
-                if self.state.setting.local.is_some() {
-                    self.state.setting_known = false;
-                }
                 let impersonation = Impersonation {
                     id: self.next,
                     target,

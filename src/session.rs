@@ -137,6 +137,7 @@ pub static HANDLERS: Handlers = Handlers {
     session_user_changes,
     session_user_changed: derive,
     setting_changes: || in_force().map(|state| change_refusal(&state, "settings of impersonate")),
+    raise,
 };
 
 fn impersonation() -> Option<([u8; 16], Oid)> {

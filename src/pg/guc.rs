@@ -122,6 +122,7 @@ pub struct Handlers {
     pub session_user_changed: fn(),
     /// Why a setting of the product cannot be changed now, if it cannot (X4).
     pub setting_changes: fn() -> Option<Refusal>,
+    pub raise: fn(&Refusal) -> !,
 }
 
 struct Hooks {
@@ -606,22 +607,59 @@ pub fn guard_settings() {
         // SAFETY: the type tells which record it is; the hooks take what that record's hook takes.
         unsafe {
             let name = CStr::from_ptr((*setting).name);
-            // With that one on, our tables could be changed by way of the catalogs.
             let ours = name.to_bytes().starts_with(b"impersonate.") && name != c"impersonate.target";
-            if !ours && name != c"allow_system_table_mods" {
+            // With the first one on, our tables could be changed by way of the catalogs; the second says where libraries
+            // are loaded from.
+            if !ours && name != c"allow_system_table_mods" && name != c"dynamic_library_path" {
                 continue;
             }
+            // A reset goes to the assign hook alone.
             match (*setting).vartype {
-                PGC_BOOL => (*setting.cast::<pg_sys::config_bool>()).check_hook = Some(check_change::<bool>),
-                PGC_INT => (*setting.cast::<pg_sys::config_int>()).check_hook = Some(check_change::<i32>),
-                PGC_ENUM => (*setting.cast::<pg_sys::config_enum>()).check_hook = Some(check_change::<i32>),
-                PGC_REAL => (*setting.cast::<pg_sys::config_real>()).check_hook = Some(check_change::<f64>),
+                PGC_BOOL => {
+                    let setting = setting.cast::<pg_sys::config_bool>();
+                    (*setting).check_hook = Some(check_change::<bool>);
+                    (*setting).assign_hook = Some(assign_change::<bool>);
+                }
+                PGC_INT => {
+                    let setting = setting.cast::<pg_sys::config_int>();
+                    (*setting).check_hook = Some(check_change::<i32>);
+                    (*setting).assign_hook = Some(assign_change::<i32>);
+                }
+                PGC_ENUM => {
+                    let setting = setting.cast::<pg_sys::config_enum>();
+                    (*setting).check_hook = Some(check_change::<i32>);
+                    (*setting).assign_hook = Some(assign_change::<i32>);
+                }
+                PGC_REAL => {
+                    let setting = setting.cast::<pg_sys::config_real>();
+                    (*setting).check_hook = Some(check_change::<f64>);
+                    (*setting).assign_hook = Some(assign_change::<f64>);
+                }
                 PGC_STRING => {
-                    (*setting.cast::<pg_sys::config_string>()).check_hook = Some(check_change::<*mut c_char>);
+                    let setting = setting.cast::<pg_sys::config_string>();
+                    (*setting).check_hook = Some(check_change::<*mut c_char>);
+                    (*setting).assign_hook = Some(assign_change::<*const c_char>);
                 }
                 _ => (),
             }
         }
+    }
+}
+
+unsafe extern "C-unwind" fn assign_change<T>(_new: T, _extra: *mut c_void) {
+    // SAFETY: called as the server called us.
+    unsafe { changes() }
+}
+
+/// What comes without having passed the check: a reset, which is refused, or what nobody asked for now, a value that
+/// comes back as a transaction ends or one of a configuration file that was read again.
+#[pg_guard]
+unsafe extern "C-unwind" fn changes() {
+    if !identity::in_transaction() || identity::starting_parallel_worker() || identity::reading_configuration() {
+        return;
+    }
+    if let Some(refusal) = HANDLERS.0.get().and_then(|handlers| (handlers.setting_changes)()) {
+        (handlers().raise)(&refusal);
     }
 }
 

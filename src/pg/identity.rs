@@ -49,6 +49,15 @@ pub fn in_transaction() -> bool {
     unsafe { pg_sys::IsTransactionState() }
 }
 
+/// Whether a configuration file is being read, which happens between any two messages of the client.
+pub fn reading_configuration() -> bool {
+    // SAFETY: a context always has a name; this one's is a static string of ProcessConfigFile (guc-file.l).
+    unsafe {
+        let name = (*pg_sys::CurrentMemoryContext).name;
+        !name.is_null() && CStr::from_ptr(name) == c"config file processing"
+    }
+}
+
 /// Whether a failed transaction block waits for its ROLLBACK.
 pub fn in_failed_block() -> bool {
     // SAFETY: reads transaction state.

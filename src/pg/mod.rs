@@ -12,6 +12,7 @@ pub mod leftovers;
 pub mod nodes;
 pub mod objects;
 pub mod own_objects;
+pub mod own_schema;
 pub mod portal;
 pub mod rights;
 pub mod role_lock;

@@ -4,7 +4,7 @@
 //! Neither does anything but a load and a compare while nobody impersonates.
 
 use super::nodes::{list_pointers, tag};
-use super::{store, trampoline};
+use super::{own_schema, store, trampoline};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag, Oid};
 use std::cell::Cell;
@@ -145,8 +145,15 @@ unsafe extern "C-unwind" fn rows_change(list: *mut pg_sys::List) {
                 (entry.relid, entry.requiredPerms)
             };
             let writes = u64::from(wanted) & u64::from(WRITES) != 0;
-            if writes && relation != Oid::INVALID && is_own(pg_sys::RelationRelationId, relation) {
+            if !writes || relation == Oid::INVALID {
+                continue;
+            }
+            if is_own(pg_sys::RelationRelationId, relation) {
                 refuse("tables of extension impersonate");
+            }
+            // Rows there are what triggers, functions and dependencies of the product consist of.
+            if pg_sys::IsCatalogRelationOid(relation) {
+                refuse("system catalogs by hand");
             }
         }
     }
@@ -154,24 +161,31 @@ unsafe extern "C-unwind" fn rows_change(list: *mut pg_sys::List) {
 
 /// Whether utility statements of this kind are to be looked at while impersonating. Neither raises nor waits.
 pub fn concerns(kind: NodeTag) -> bool {
-    matches!(
-        kind,
-        NodeTag::T_LoadStmt
-            | NodeTag::T_AlterSystemStmt
-            | NodeTag::T_AlterRoleSetStmt
-            | NodeTag::T_AlterDatabaseSetStmt
-            | NodeTag::T_AlterTableStmt
-            | NodeTag::T_CreateStmt
-            | NodeTag::T_DropStmt
-            | NodeTag::T_RenameStmt
-            | NodeTag::T_CreateTrigStmt
-            | NodeTag::T_RuleStmt
-            | NodeTag::T_CreatePolicyStmt
-            | NodeTag::T_IndexStmt
-            | NodeTag::T_GrantStmt
-            | NodeTag::T_AlterExtensionStmt
-            | NodeTag::T_AlterExtensionContentsStmt
-    )
+    own_schema::concerns(kind)
+        || matches!(
+            kind,
+            NodeTag::T_LoadStmt
+                | NodeTag::T_AlterSystemStmt
+                | NodeTag::T_AlterRoleSetStmt
+                | NodeTag::T_AlterDatabaseSetStmt
+                | NodeTag::T_AlterTableStmt
+                | NodeTag::T_CreateStmt
+                | NodeTag::T_DropStmt
+                | NodeTag::T_RenameStmt
+                | NodeTag::T_CreateTrigStmt
+                | NodeTag::T_RuleStmt
+                | NodeTag::T_CreatePolicyStmt
+                | NodeTag::T_IndexStmt
+                | NodeTag::T_GrantStmt
+                | NodeTag::T_AlterExtensionStmt
+                | NodeTag::T_AlterExtensionContentsStmt
+                | NodeTag::T_CreateStatsStmt
+                | NodeTag::T_CreatePublicationStmt
+                | NodeTag::T_AlterPublicationStmt
+                | NodeTag::T_CommentStmt
+                | NodeTag::T_SecLabelStmt
+                | NodeTag::T_AlterObjectDependsStmt
+        )
 }
 
 /// What of the product a utility statement would change under an impersonation, if anything.
@@ -181,6 +195,9 @@ pub fn concerns(kind: NodeTag) -> bool {
 pub unsafe fn changed_by(node: *mut pg_sys::Node) -> Option<String> {
     // SAFETY: each node is tested for its tag before it is read as that node.
     unsafe {
+        if let Some(what) = own_schema::changed_by(node) {
+            return Some(what);
+        }
         match tag(node)? {
             NodeTag::T_LoadStmt => Some("the libraries that are loaded".to_owned()),
             NodeTag::T_AlterSystemStmt => setting((*node.cast::<pg_sys::AlterSystemStmt>()).setstmt),
@@ -193,8 +210,8 @@ pub unsafe fn changed_by(node: *mut pg_sys::Node) -> Option<String> {
             }
             NodeTag::T_CreateStmt => {
                 let create = &*node.cast::<pg_sys::CreateStmt>();
-                in_own_schema(create.relation)
-                    .or_else(|| list_pointers(create.inhRelations).find_map(|parent| relation(parent.cast())))
+                list_pointers(create.inhRelations)
+                    .find_map(|parent| relation(parent.cast()))
                     .or_else(|| list_pointers(create.tableElts).find_map(|element| refers(element.cast())))
             }
             NodeTag::T_RenameStmt => relation((*node.cast::<pg_sys::RenameStmt>()).relation),
@@ -214,6 +231,27 @@ pub unsafe fn changed_by(node: *mut pg_sys::Node) -> Option<String> {
             NodeTag::T_RuleStmt => relation((*node.cast::<pg_sys::RuleStmt>()).relation),
             NodeTag::T_CreatePolicyStmt => relation((*node.cast::<pg_sys::CreatePolicyStmt>()).table),
             NodeTag::T_IndexStmt => relation((*node.cast::<pg_sys::IndexStmt>()).relation),
+            NodeTag::T_CreateStatsStmt => list_pointers((*node.cast::<pg_sys::CreateStatsStmt>()).relations)
+                .filter(|name| tag(name.cast::<pg_sys::Node>()) == Some(NodeTag::T_RangeVar))
+                .find_map(|name| relation(name.cast())),
+            NodeTag::T_CreatePublicationStmt => published((*node.cast::<pg_sys::CreatePublicationStmt>()).pubobjects),
+            NodeTag::T_AlterPublicationStmt => published((*node.cast::<pg_sys::AlterPublicationStmt>()).pubobjects),
+            NodeTag::T_CommentStmt => {
+                let comment = &*node.cast::<pg_sys::CommentStmt>();
+                object(comment.objtype, comment.object)
+            }
+            NodeTag::T_SecLabelStmt => {
+                let label = &*node.cast::<pg_sys::SecLabelStmt>();
+                object(label.objtype, label.object)
+            }
+            NodeTag::T_AlterObjectDependsStmt => {
+                let alter = &*node.cast::<pg_sys::AlterObjectDependsStmt>();
+                if alter.relation.is_null() {
+                    object(alter.objectType, alter.object)
+                } else {
+                    relation(alter.relation)
+                }
+            }
             NodeTag::T_AlterExtensionStmt => extension((*node.cast::<pg_sys::AlterExtensionStmt>()).extname),
             NodeTag::T_AlterExtensionContentsStmt => {
                 extension((*node.cast::<pg_sys::AlterExtensionContentsStmt>()).extname)
@@ -237,6 +275,39 @@ pub unsafe fn changed_by(node: *mut pg_sys::Node) -> Option<String> {
             }
             _ => None,
         }
+    }
+}
+
+/// Any object by the name that a statement gives it, or the relation that it is a part of.
+unsafe fn object(kind: pg_sys::ObjectType::Type, name: *mut pg_sys::Node) -> Option<String> {
+    let mut table = std::ptr::null_mut();
+    // SAFETY: as the statement itself looks it up. The relation that it opened is closed, its lock kept.
+    unsafe {
+        let found = pg_sys::get_object_address(kind, name, &raw mut table, pg_sys::AccessShareLock as i32, true);
+        let mut own = found.objectId != Oid::INVALID && is_own(found.classId, found.objectId);
+        if !table.is_null() {
+            own |= is_own(pg_sys::RelationRelationId, (*table).rd_id);
+            pg_sys::relation_close(table, pg_sys::NoLock as i32);
+        }
+        own.then(|| "objects of extension impersonate".to_owned())
+    }
+}
+
+/// What a publication would send: changes to a published table can fail for want of a key.
+unsafe fn published(objects: *mut pg_sys::List) -> Option<String> {
+    use pg_sys::PublicationObjSpecType::{PUBLICATIONOBJ_TABLE, PUBLICATIONOBJ_TABLES_IN_SCHEMA};
+    // SAFETY: specifications whose kind says what they name.
+    unsafe {
+        list_pointers(objects).find_map(|object| {
+            let object = &*object.cast::<pg_sys::PublicationObjSpec>();
+            match object.pubobjtype {
+                PUBLICATIONOBJ_TABLE if !object.pubtable.is_null() => relation((*object.pubtable).relation),
+                PUBLICATIONOBJ_TABLES_IN_SCHEMA if !object.name.is_null() => {
+                    (CStr::from_ptr(object.name) == c"impersonate").then(|| "schema impersonate".to_owned())
+                }
+                _ => None,
+            }
+        })
     }
 }
 
@@ -285,16 +356,6 @@ unsafe fn refers(element: *mut pg_sys::Node) -> Option<String> {
     }
 }
 
-unsafe fn in_own_schema(name: *mut pg_sys::RangeVar) -> Option<String> {
-    // SAFETY: null or a RangeVar, whose schema may be null.
-    unsafe {
-        if name.is_null() || (*name).schemaname.is_null() {
-            return None;
-        }
-        (CStr::from_ptr((*name).schemaname) == c"impersonate").then(|| "schema impersonate".to_owned())
-    }
-}
-
 /// The table of a trigger, rule or policy, whose name is the last of the list.
 unsafe fn table_of(names: *mut pg_sys::List) -> Option<String> {
     // SAFETY: a list of strings; the copy is cut by one.
@@ -334,8 +395,7 @@ unsafe fn setting(statement: *mut pg_sys::VariableSetStmt) -> Option<String> {
         let name = CStr::from_ptr((*statement).name).to_string_lossy().to_ascii_lowercase();
         let guarded = name.starts_with("impersonate.")
             || name.ends_with("_preload_libraries")
-            || name == "dynamic_library_path"
-            || name == "jit_provider";
+            || ["dynamic_library_path", "jit_provider", "allow_system_table_mods"].contains(&name.as_str());
         guarded.then(|| format!("setting \"{name}\""))
     }
 }

@@ -66,7 +66,8 @@ pub fn shadows_setuser(function: pg_sys::Oid) -> bool {
         let name = pg_sys::get_func_name(function);
         !name.is_null()
             && std::ffi::CStr::from_ptr(name) == c"setuser"
-            && pg_sys::get_func_namespace(function) != pg_sys::Oid::from(pg_sys::PG_CATALOG_NAMESPACE)
+            && !(pg_sys::get_func_namespace(function) == pg_sys::Oid::from(pg_sys::PG_CATALOG_NAMESPACE)
+                && super::own_objects::is_own(pg_sys::ProcedureRelationId, function))
     }
 }
 

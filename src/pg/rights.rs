@@ -6,6 +6,7 @@
 
 use pgrx::pg_sys::{self, Oid};
 use pgrx::{pg_guard, FromDatum};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{c_char, CStr, CString};
 
@@ -303,23 +304,50 @@ pub fn random_uuid() -> [u8; 16] {
     bytes
 }
 
-/// Registers the label provider. By hand a label can only be given by a superuser: pg_dumpall's output does.
+thread_local! {
+    /// Whether the SECURITY LABEL that runs names its provider.
+    static LABEL_IS_FOR_US: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Registers the label provider. By hand a label can only be given by a superuser, and only to a role that has none:
+/// pg_dumpall's output does.
 pub fn register_provider() {
     // SAFETY: both live as long as the process.
     unsafe { pg_sys::register_label_provider(PROVIDER.as_ptr(), Some(relabel)) };
 }
 
+/// A SECURITY LABEL is about to run, which names its provider or doesn't: then it comes here as well, if there is no
+/// other, and must not replace a stamp.
+pub fn label_begins(names_provider: bool) {
+    LABEL_IS_FOR_US.set(names_provider);
+}
+
 #[pg_guard]
-unsafe extern "C-unwind" fn relabel(object: *const pg_sys::ObjectAddress, _label: *const c_char) {
+unsafe extern "C-unwind" fn relabel(object: *const pg_sys::ObjectAddress, label: *const c_char) {
     super::own_objects::refuse_if_concerned("stamps of roles");
-    // SAFETY: the server passes a valid address.
-    let on_role = unsafe { (*object).classId } == pg_sys::AuthIdRelationId;
-    if !on_role || !super::identity::superuser(super::identity::current_user()) {
+    if !LABEL_IS_FOR_US.get() {
+        // What the server says when there is no provider, which is what there is for the one who asks.
+        pgrx::ereport!(
+            pgrx::PgLogLevel::ERROR,
+            pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "no security label providers have been loaded"
+        );
+    }
+    // SAFETY: the server passes a valid address, and null or a string.
+    let (on_role, role, label) = unsafe {
+        let text = (!label.is_null()).then(|| CStr::from_ptr(label).to_string_lossy());
+        ((*object).classId == pg_sys::AuthIdRelationId, (*object).objectId, text)
+    };
+    let is_stamp = |label: &str| label.len() == 32 && label.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let fits = on_role
+        && label.is_some_and(|label| is_stamp(&label) && stamp_of(role).is_none_or(|known| *known == *label))
+        && super::identity::superuser(super::identity::current_user());
+    if !fits {
         pgrx::ereport!(
             pgrx::PgLogLevel::ERROR,
             pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             "labels of impersonate are given by impersonate alone",
-            "They tell a role from a later one with the same OID; only a restore by a superuser sets them."
+            "They tell a role from a later one with the same OID; only a restore by a superuser sets them, and changes none."
         );
     }
 }

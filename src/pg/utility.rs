@@ -283,6 +283,10 @@ pub fn read(utility: &Utility) -> Concern {
                     None => Concern::None,
                 }
             }
+            Some(NodeTag::T_SecLabelStmt) => {
+                super::rights::label_begins(!(*node.cast::<pg_sys::SecLabelStmt>()).provider.is_null());
+                Concern::None
+            }
             _ => Concern::None,
         }
     }

@@ -288,7 +288,52 @@ attacks! {
     x4_rename_column ["ALTER TABLE impersonate.audit RENAME COLUMN statement TO gone"]
     x4_alter_sequence ["ALTER SEQUENCE impersonate.grant_id_seq RESTART"]
     x4_grant_on_audit ["GRANT ALL ON impersonate.audit TO PUBLIC"]
-    x4_grant_in_schema ["GRANT ALL ON ALL TABLES IN SCHEMA impersonate TO PUBLIC"];
+    x4_grant_in_schema ["GRANT ALL ON ALL TABLES IN SCHEMA impersonate TO PUBLIC"]
+    x4_set_dynamic_library_path ["SET dynamic_library_path = '/tmp'"]
+    x4_alter_role_preload ["ALTER ROLE <bob> SET local_preload_libraries = 'plpgsql'"]
+    x4_alter_all_roles_preload ["ALTER ROLE ALL SET \"Session_Preload_Libraries\" = 'plpgsql'"]
+    x4_alter_database_preload ["DO $$BEGIN EXECUTE format('ALTER DATABASE %I SET session_preload_libraries = plpgsql', current_database()); END$$"]
+    x4_alter_database_product_setting ["DO $$BEGIN EXECUTE format('ALTER DATABASE %I RESET impersonate.local_only', current_database()); END$$"]
+    x4_alter_system_table_mods ["ALTER SYSTEM SET allow_system_table_mods = on"]
+    x4_alter_role_table_mods ["ALTER ROLE <bob> SET allow_system_table_mods = on"]
+    x4_insert_rights_as_a_replica ["SELECT <s>.try('SET session_replication_role = replica')", "INSERT INTO impersonate.set_user_grant (grantee, scope, role, grantor, as_superuser, stamps) VALUES ('<bob>', 'any', 0, 'postgres', true, '{a,b}')"]
+    x4_create_function_in_c ["CREATE FUNCTION <s>.c(oid) RETURNS void LANGUAGE c AS '$libdir/impersonate', 'x'"]
+    x4_create_function_in_a_renamed_c ["BEGIN", "SELECT <s>.try('ALTER LANGUAGE c RENAME TO innocent')", "CREATE FUNCTION <s>.c(oid) RETURNS void AS '$libdir/impersonate', 'x' LANGUAGE innocent"]
+    x4_create_function_internal ["CREATE OR REPLACE FUNCTION <s>.f(oid) RETURNS text LANGUAGE internal AS 'pg_get_userbyid'"]
+    x4_create_function_in_c_by_code ["SELECT <s>.run('CREATE PROCEDURE <s>.c() LANGUAGE c AS ''$libdir/plpgsql'', ''plpgsql_call_handler''')"]
+    x4_security_label ["SECURITY LABEL FOR impersonate ON ROLE <bob> IS '0123456789abcdef0123456789abcdef'"]
+    x4_security_label_away ["SECURITY LABEL FOR impersonate ON ROLE <bob> IS NULL"]
+    x4_security_label_for_nobody_in_particular ["SECURITY LABEL ON ROLE <bob> IS 'classified'"]
+    x4_comment_on_table ["COMMENT ON TABLE impersonate.audit IS 'nothing to see'"]
+    x4_comment_on_column ["COMMENT ON COLUMN impersonate.audit.statement IS 'x'"]
+    x4_comment_on_function ["COMMENT ON FUNCTION pg_catalog.setuser(text, text, boolean, text, boolean, boolean) IS 'x'"]
+    x4_comment_on_trigger ["COMMENT ON TRIGGER guard ON impersonate.audit IS 'x'"]
+    x4_comment_on_schema ["COMMENT ON SCHEMA impersonate IS 'x'"]
+    x4_comment_on_extension ["COMMENT ON EXTENSION impersonate IS 'x'"]
+    x4_statistics ["CREATE STATISTICS <s>.st ON event, pid FROM impersonate.audit"]
+    x4_publication ["CREATE PUBLICATION <s>_p FOR TABLE impersonate.audit"]
+    x4_publication_of_the_schema ["CREATE PUBLICATION <s>_p FOR TABLES IN SCHEMA impersonate"]
+    x4_default_privileges_of_the_schema ["ALTER DEFAULT PRIVILEGES IN SCHEMA <s>, impersonate GRANT ALL ON TABLES TO PUBLIC"]
+    x4_depends_on_another_extension ["ALTER FUNCTION pg_catalog.setuser DEPENDS ON EXTENSION plpgsql"]
+    x4_trigger_depends_on_another_extension ["ALTER TRIGGER guard ON impersonate.audit DEPENDS ON EXTENSION plpgsql"]
+    x4_overload_setuser ["CREATE FUNCTION pg_catalog.setuser(name) RETURNS text LANGUAGE sql AS 'SELECT 1::text'"]
+    x4_overload_setuser_by_search_path ["SET search_path = pg_catalog", "CREATE FUNCTION setuser(varchar) RETURNS text LANGUAGE sql AS 'SELECT 1::text'"]
+    x4_overload_setuser_by_moving [
+        "CREATE OR REPLACE FUNCTION <s>.setuser(name) RETURNS text LANGUAGE sql AS 'SELECT 1::text'",
+        "ALTER FUNCTION <s>.setuser(name) SET SCHEMA pg_catalog",
+    ]
+    x4_overload_setuser_by_renaming [
+        "SELECT <s>.try('CREATE OR REPLACE FUNCTION pg_catalog.<s>_f(name) RETURNS text LANGUAGE sql AS ''SELECT 1::text''')",
+        "ALTER FUNCTION pg_catalog.<s>_f(name) RENAME TO setuser",
+    ]
+    x4_table_in_the_schema_by_search_path ["SET search_path = impersonate", "CREATE TABLE mine (a int)"]
+    x4_view_in_the_schema ["CREATE VIEW impersonate.mine AS SELECT 1"]
+    x4_table_as_in_the_schema ["CREATE TABLE impersonate.mine AS SELECT 1"]
+    x4_select_into_the_schema ["SELECT 1 AS a INTO impersonate.mine"]
+    x4_function_in_the_schema ["CREATE FUNCTION impersonate.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'"]
+    x4_type_in_the_schema ["CREATE TYPE impersonate.mine AS ENUM ('a')"]
+    x4_move_a_table_into_the_schema ["ALTER TABLE <s>.t SET SCHEMA impersonate"]
+    x4_move_a_function_into_the_schema ["ALTER FUNCTION <s>.run SET SCHEMA impersonate"];
 
     // In a database of its own each, as they would do harm, or take locks that others wait for.
     untouchable:
@@ -313,7 +358,29 @@ attacks! {
         "ALTER TABLE <s>.child2 INHERIT impersonate.audit",
     ]
     x4_foreign_key ["DROP TABLE IF EXISTS <s>.fk", "CREATE TABLE <s>.fk (e bigint REFERENCES impersonate.audit ON DELETE CASCADE)"]
-    x4_object_in_the_schema ["CREATE TABLE impersonate.mine (a int)"];
+    x4_object_in_the_schema ["CREATE TABLE impersonate.mine (a int)"]
+    x4_catalogs_disable_a_trigger ["UPDATE pg_catalog.pg_trigger SET tgenabled = 'D' WHERE tgrelid = 'impersonate.audit'::regclass"]
+    x4_catalogs_cut_loose_from_the_extension ["DELETE FROM pg_depend WHERE refclassid = 'pg_extension'::regclass AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'impersonate')"]
+    x4_catalogs_hide_the_extension ["UPDATE pg_extension SET extname = 'gone' WHERE extname = 'impersonate'"]
+    x4_catalogs_change_a_function ["WITH u AS (UPDATE pg_proc SET prosrc = 'x' WHERE proname = 'setuser' RETURNING 1) SELECT count(*) FROM u"]
+    x4_catalogs_insert_a_trigger ["INSERT INTO pg_trigger SELECT * FROM pg_trigger WHERE tgrelid = 'impersonate.audit'::regclass"]
+    x4_catalogs_merge ["MERGE INTO pg_class c USING (SELECT 1) x ON c.oid = 'impersonate.audit'::regclass WHEN MATCHED THEN UPDATE SET relhastriggers = false"]
+    x4_catalogs_by_copy ["COPY pg_catalog.pg_description FROM '/dev/null'"]
+    x4_catalogs_by_code ["SELECT <s>.run('DELETE FROM pg_catalog.pg_rewrite WHERE ev_class = ''impersonate.active''::regclass')"]
+    x4_catalogs_through_a_view [
+        "CREATE OR REPLACE VIEW <s>.v AS SELECT * FROM pg_catalog.pg_trigger",
+        "UPDATE <s>.v SET tgenabled = 'D' WHERE tgrelid = 'impersonate.audit'::regclass",
+    ]
+    x4_catalogs_through_a_rule [
+        "CREATE OR REPLACE RULE r AS ON INSERT TO <s>.t DO INSTEAD UPDATE pg_trigger SET tgenabled = 'D' WHERE tgname = 'guard'",
+        "INSERT INTO pg_trigger SELECT * FROM pg_trigger",
+    ]
+    x4_catalogs_memberships ["INSERT INTO pg_auth_members SELECT * FROM pg_auth_members"]
+    x4_catalogs_roles ["UPDATE pg_authid SET rolsuper = true"]
+    x4_catalogs_stamps ["DELETE FROM pg_shseclabel"]
+    x4_catalogs_labels_of_a_prepared_statement ["PREPARE p AS UPDATE pg_shseclabel SET label = 'x'", "EXECUTE p"]
+    x4_catalogs_truncate ["TRUNCATE pg_catalog.pg_description"]
+    x4_catalogs_sequences ["UPDATE pg_sequence SET seqmax = 1"];
 }
 
 // --------------------------------------------------------------------------------- S4: statements under a driver's name ---
@@ -424,6 +491,102 @@ fn s9_a_read_only_default_does_not_keep_her_in() {
     session.ok("SET default_transaction_read_only = on");
     session.ok("SELECT setuser()");
     session.is_itself();
+}
+
+// ---------------------------------------------------------------------------------------------- X4: settings and labels ---
+
+/// A reset goes by the check of a value.
+#[test]
+fn x4_a_setting_of_the_product_cannot_be_reset() {
+    for (name, value, shown) in [
+        ("impersonate.audit_statement_limit", "'2kB'", "2kB"),
+        ("impersonate.audit_statements", "'all'", "all"),
+        ("impersonate.require_login", "off", "off"),
+        ("allow_system_table_mods", "on", "on"),
+        ("dynamic_library_path", "'/nowhere'", "/nowhere"),
+    ] {
+        let stage = Stage::new();
+        stage.admin(PROPS);
+        Kind::Superuser.empower(&stage);
+        for protocol in PROTOCOLS {
+            let mut session = stage.session();
+            session.ok(&format!("SET {name} = {value}"));
+            session.become_role("bob");
+            for reset in [
+                "RESET <n>",
+                "SET <n> TO DEFAULT",
+                "SELECT set_config('<n>', NULL, false)",
+                "SELECT set_config('<n>', NULL, true)",
+                "UPDATE pg_settings SET setting = NULL WHERE name = '<n>'",
+                "DO $$BEGIN RESET <n>; END$$",
+                "RESET ALL",
+            ] {
+                let reset = reset.replace("<n>", name);
+                session.fails_by(protocol, "42501", &reset);
+                assert_eq!(session.value(&format!("SHOW {name}")), shown, "{reset}");
+                holds(&mut session, &reset);
+            }
+            session.ok("SELECT setuser()");
+            assert_eq!(session.value(&format!("SHOW {name}")), shown);
+            session.ok(&format!("RESET {name}"));
+        }
+    }
+}
+
+/// A configuration file is read between two messages, also within a transaction.
+#[test]
+fn x4_a_configuration_file_still_sets_them() {
+    let stage = Stage::new();
+    for kind in [Kind::Plain, Kind::Superuser] {
+        kind.empower(&stage);
+        let mut session = stage.session();
+        session.become_role("bob");
+        session.ok("BEGIN");
+        for (change, shown) in [
+            ("SET impersonate.audit_statement_limit = 63", "63kB"),
+            ("RESET impersonate.audit_statement_limit", "64kB"),
+        ] {
+            // Not in a transaction of several statements.
+            stage.admin(&format!("ALTER SYSTEM {change}"));
+            stage.admin("SELECT pg_reload_conf()");
+            wait_until("it is read", || {
+                session.value("SHOW impersonate.audit_statement_limit") == shown
+            });
+        }
+        session.ok("COMMIT");
+        session.is("bob");
+    }
+}
+
+/// Stamps tell a role from a later one with its OID (G7). No superuser changes one by mistake.
+#[test]
+fn x4_a_stamp_is_not_replaced() {
+    let stage = Stage::new();
+    let stamp = "SELECT label FROM pg_shseclabel WHERE provider = 'impersonate' AND objoid = '<bob>'::regrole";
+    let before = stage.look(stamp);
+    let mut admin = stage.session_of("postgres");
+    admin.fails("22023", "SECURITY LABEL ON ROLE <bob> IS 'classified'");
+    admin.fails("22023", "SECURITY LABEL ON ROLE <bob> IS NULL");
+    admin.fails("22023", "SECURITY LABEL ON TABLE pg_class IS 'classified'");
+    for label in ["NULL", "'classified'", "''", "'0123456789abcdef0123456789abcdef'"] {
+        admin.fails(
+            "42501",
+            &format!("SECURITY LABEL FOR impersonate ON ROLE <bob> IS {label}"),
+        );
+    }
+    assert_eq!(stage.look(stamp), before);
+    // What a restore does: the same label, and one for a role that has none.
+    admin.ok(&format!(
+        "SECURITY LABEL FOR impersonate ON ROLE <bob> IS '{}'",
+        before[0][0].clone().unwrap()
+    ));
+    admin.ok("SECURITY LABEL FOR impersonate ON ROLE <own> IS '0123456789abcdef0123456789abcdef'");
+    admin.fails(
+        "42501",
+        "SECURITY LABEL FOR impersonate ON TABLE pg_class IS '0123456789abcdef0123456789abcdef'",
+    );
+    let mut session = stage.session();
+    session.become_role("bob");
 }
 
 // ------------------------------------------------------------------------------------------- S7: cookies and no_revert ---

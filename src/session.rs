@@ -76,6 +76,8 @@ struct Session {
     /// The session as it was when an impersonation began, for its end (S9). More than one while a transaction may
     /// bring an earlier one back.
     before: RefCell<Vec<([u8; 16], Rc<Before>)>>,
+    /// Starts and ends in this transaction.
+    switches: Cell<usize>,
     /// The connection is ending: everything has been told.
     exiting: Cell<bool>,
 }
@@ -121,6 +123,7 @@ thread_local! {
             dead: Cell::new([0; 16]),
             may_come_back: Cell::new(None),
             before: RefCell::new(Vec::new()),
+            switches: Cell::new(0),
             exiting: Cell::new(false),
         }
     };
@@ -475,6 +478,7 @@ const JUDGED_FULL: &[u8] = br#"{"criteria": "full"}"#;
 pub fn make_ready(local: bool, reason: Option<&[u8]>, statement: &[u8]) -> usize {
     refuse_open_cursors(local);
     trampoline::follow_transactions();
+    switches();
     statements::stand_by();
     let space = Event {
         statement: Some(statement),
@@ -585,9 +589,19 @@ pub fn start(switch: Switch, space: usize) -> Name {
     state.target_name
 }
 
+fn switches() {
+    SESSION.with(|session| session.switches.set(session.switches.get() + 1));
+}
+
+/// How many switches of this transaction a ROLLBACK may have to undo one by one, savepoint by savepoint.
+pub fn switches_in_savepoints() -> usize {
+    SESSION.with(|session| session.switches.get().min(identity::savepoints()))
+}
+
 /// Ends the impersonation in force, if there is one.
 pub fn end(cause: Cause, statement: Option<&str>) {
     let Some(state) = in_force() else { return };
+    switches();
     SESSION.with(|session| {
         statements::stand_by();
         keep_for_rollback(&state);
@@ -735,6 +749,9 @@ pub fn may_change(cookie: Option<&[u8; 32]>) -> Result<(), Refusal> {
 pub fn transaction_ends(end: TransactionEnd) {
     SESSION.with(|session| {
         session.ending.set(end);
+        if matches!(end, TransactionEnd::Commit | TransactionEnd::Abort) {
+            session.switches.set(0);
+        }
         if end == TransactionEnd::Commit {
             let told = session.told.get().map(|told| told.state);
             if told.is_none_or(|state| !state.local) {

@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use std::cell::{Cell, OnceCell, RefCell};
 
 /// Events that may have to be told between two statements: at most two while a transaction ends, one more for a
-/// statement that nothing was set aside for, and a switch that fails half-way.
+/// statement that nothing was set aside for, and a switch that fails half-way. Each savepoint that a ROLLBACK undoes a
+/// switch in adds two: an end, and the one that it brings back.
 const STANDING: usize = 5;
 
 /// Bytes set aside for each: names at their longest, and a line of text.
@@ -98,10 +99,11 @@ pub fn any_open() -> bool {
 
 /// Sets aside what a session needs that has an impersonation. May wait, and raises when the queue can't take it.
 pub fn stand_by() {
-    let missing = STANDING.saturating_sub(STANDING_LEFT.get());
+    let wanted = STANDING + 2 * session::switches_in_savepoints();
+    let missing = wanted.saturating_sub(STANDING_LEFT.get());
     if missing > 0 {
         audit::reserve(missing * STANDING_BYTES);
-        STANDING_LEFT.set(STANDING);
+        STANDING_LEFT.set(wanted);
     }
 }
 
@@ -378,8 +380,11 @@ pub fn transaction_ends(end: TransactionEnd) {
             });
         }
     }
-    if end == TransactionEnd::Commit && session::in_force().is_none() {
-        audit::release(STANDING_LEFT.replace(0) * STANDING_BYTES);
+    if end == TransactionEnd::Commit {
+        let kept = if session::in_force().is_some() { STANDING } else { 0 };
+        let left = STANDING_LEFT.get();
+        STANDING_LEFT.set(left.min(kept));
+        audit::release(left.saturating_sub(kept) * STANDING_BYTES);
     }
     LAST_ERROR.set(0);
 }

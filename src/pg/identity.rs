@@ -49,6 +49,12 @@ pub fn in_transaction() -> bool {
     unsafe { pg_sys::IsTransactionState() }
 }
 
+/// How many savepoints the current transaction is inside of.
+pub fn savepoints() -> usize {
+    // SAFETY: reads transaction state; 1 is the transaction itself.
+    usize::try_from(unsafe { pg_sys::GetCurrentTransactionNestLevel() } - 1).unwrap_or(0)
+}
+
 /// Whether a configuration file is being read, which happens between any two messages of the client.
 pub fn reading_configuration() -> bool {
     // SAFETY: a context always has a name; this one's is a static string of ProcessConfigFile (guc-file.l).

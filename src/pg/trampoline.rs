@@ -543,12 +543,11 @@ unsafe extern "C-unwind" fn utility_begins(statement: *mut pg_sys::PlannedStmt, 
         let failed_block = identity::in_failed_block();
         let (mut ends_transaction, mut rolls_back) = (false, false);
         if nodes::tag((*statement).utilityStmt) == Some(NodeTag::T_TransactionStmt) {
-            use pg_sys::TransactionStmtKind::{
-                TRANS_STMT_COMMIT, TRANS_STMT_PREPARE, TRANS_STMT_ROLLBACK, TRANS_STMT_ROLLBACK_TO,
-            };
+            use pg_sys::TransactionStmtKind::{TRANS_STMT_COMMIT, TRANS_STMT_PREPARE, TRANS_STMT_ROLLBACK};
             let kind = (*(*statement).utilityStmt.cast::<pg_sys::TransactionStmt>()).kind;
             ends_transaction = !failed_block && matches!(kind, TRANS_STMT_COMMIT | TRANS_STMT_PREPARE);
-            rolls_back = matches!(kind, TRANS_STMT_ROLLBACK | TRANS_STMT_ROLLBACK_TO);
+            // One to a savepoint may wait: if it fails, a ROLLBACK is still to come.
+            rolls_back = kind == TRANS_STMT_ROLLBACK;
         }
         let must_run = failed_block || rolls_back;
         (handlers().begun)(&Begun {

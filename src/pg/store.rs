@@ -154,7 +154,11 @@ pub fn apply(changes: &[Change]) {
 
 fn insert(new: &NewRight) {
     let (grantee, grantor) = (role_oid(new.grantee), role_oid(new.grantor));
-    let id = match Spi::get_one::<i64>("SELECT pg_catalog.nextval('impersonate.grant_id_seq')") {
+    // The sequence may have been set back by hand; a right that is there keeps its number to itself.
+    let next = "SELECT pg_catalog.setval('impersonate.grant_id_seq', GREATEST(
+                    pg_catalog.nextval('impersonate.grant_id_seq'),
+                    (SELECT pg_catalog.max(grant_id) + 1 FROM impersonate.set_user_grant)))";
+    let id = match Spi::get_one::<i64>(next) {
         Ok(Some(id)) => id,
         _ => return,
     };

@@ -558,6 +558,22 @@ fn x4_a_configuration_file_still_sets_them() {
     }
 }
 
+/// setval() cannot be told from any other call. What it could do is to give a right the number of another, or to have
+/// every GRANT fail.
+#[test]
+fn x4_a_sequence_set_back_gives_no_right_the_number_of_another() {
+    let stage = Stage::alone();
+    Kind::Superuser.empower(&stage);
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.ok("SELECT setval('impersonate.grant_id_seq', 1, false)");
+    session.ok("SELECT setuser()");
+    stage.admin("GRANT \"SET USER\" (<bob>, <carol>) TO <own>; GRANT \"SET USER\" (<own>) TO <grp>");
+    let ids = stage.look("SELECT grant_id, count(DISTINCT grantee) FROM impersonate.grants GROUP BY 1");
+    assert!(ids.len() >= 3, "{ids:?}");
+    assert!(ids.iter().all(|row| row[1].as_deref() == Some("1")), "{ids:?}");
+}
+
 /// Stamps tell a role from a later one with its OID (G7). No superuser changes one by mistake.
 #[test]
 fn x4_a_stamp_is_not_replaced() {

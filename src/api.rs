@@ -39,6 +39,9 @@ fn setuser(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Vec<u8> {
     let key = own_statement(fcinfo);
+    if cookie.is_some() {
+        portal::hide_in_message(policy::secrets);
+    }
     let cookie = cookie.map(statements::digest);
     if let Some(reason) = reason.filter(|reason| reason.len() > MAX_REASON) {
         let refusal = refusal(

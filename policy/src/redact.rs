@@ -47,6 +47,14 @@ pub fn redact(text: &[u8]) -> Cow<'_, [u8]> {
     Cow::Borrowed(REDACTED)
 }
 
+/// Where the secrets are that [`redact`] would replace, in order, quotes included.
+pub fn secrets(text: &[u8]) -> Vec<std::ops::Range<usize>> {
+    if !suspicious(text) {
+        return Vec::new();
+    }
+    look(text, 0).edits.iter().map(|edit| edit.start..edit.end).collect()
+}
+
 // --------------------------------------------------------------------------------------------------- the quick look ---
 
 /// What can't be missing where a secret is: its place in the word of the two letters that are looked for.

@@ -190,3 +190,45 @@ pub fn clients_own_call(fcinfo: pg_sys::FunctionCallInfo) -> Option<usize> {
     // SAFETY: SQL functions hand on their own fcinfo; the active portal has a query if the first test says so.
     unsafe { is_clients_own_call(fcinfo).then(|| (*pg_sys::ActivePortal).queryDesc as usize) }
 }
+
+/// Makes parts of the client's message unreadable, for whoever may look at it from now on: current_query(),
+/// pg_stat_activity, pg_prepared_statements, what the server logs at the end of a statement. `parts` says which, of a
+/// text; what is between quotes is overwritten, so that everything keeps its place.
+///
+/// Only for a call that [`clients_own_call`] knows: the text is then the protocol's own copy of the message, or that of
+/// the statement that its Parse made. Nobody reads it but to show it, as the server keeps what it has parsed.
+pub fn hide_in_message(parts: fn(&[u8]) -> Vec<std::ops::Range<usize>>) {
+    // SAFETY: zero-terminated texts of this process, in memory that the server has allocated for them; bytes are
+    // overwritten in their places by others that are not zero. The report copies the text.
+    unsafe {
+        let portal = pg_sys::ActivePortal;
+        let (mut source, mut prepared) = (std::ptr::null(), std::ptr::null());
+        if !portal.is_null() {
+            source = (*portal).sourceText;
+            if !(*portal).prepStmtName.is_null() {
+                let statement = pg_sys::FetchPreparedStatement((*portal).prepStmtName, false);
+                if !statement.is_null() {
+                    prepared = (*(*statement).plansource).query_string;
+                }
+            }
+        }
+        let texts = [source, prepared, pg_sys::debug_query_string];
+        for text in texts {
+            if text.is_null() {
+                continue;
+            }
+            let length = std::ffi::CStr::from_ptr(text).to_bytes().len();
+            let bytes = std::slice::from_raw_parts_mut(text.cast_mut().cast::<u8>(), length);
+            for part in parts(bytes) {
+                let part = &mut bytes[part];
+                match part {
+                    [b'\'', inside @ .., b'\''] => inside.fill(b'*'),
+                    all => all.fill(b'*'),
+                }
+            }
+        }
+        if !pg_sys::debug_query_string.is_null() {
+            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, pg_sys::debug_query_string);
+        }
+    }
+}

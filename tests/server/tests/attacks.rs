@@ -668,6 +668,65 @@ fn s7_a_cookie_is_nowhere_to_be_read() {
     assert!(active.is_empty(), "{active:?}");
 }
 
+/// Text of the client's message can be read by code that runs in the same message or later. A cookie in it is overwritten.
+#[test]
+fn s7_a_cookie_is_not_left_where_code_can_read_it() {
+    let stage = Stage::new();
+    Kind::Superuser.empower(&stage);
+    let cookie = "'<s>-COOKIE'";
+    let seen = |text: &str| text.contains("-COOKIE");
+    const READ: &str = "SELECT current_query() || (SELECT string_agg(query, ' ') FROM pg_stat_activity)
+                               || coalesce((SELECT string_agg(statement, ' ') FROM pg_prepared_statements), '')";
+    // A message of several statements.
+    let mut session = stage.session();
+    for switch in [
+        format!("SELECT setuser('<bob>', cookie => {cookie})"),
+        format!("SELECT setuser('<bob>', NULL, false, {cookie})"),
+        format!("SELECT setuser('<bob>', cookie => E{cookie})"),
+        format!("SELECT setuser('<bob>', cookie => $x$<s>-COOKIE$x$)"),
+    ] {
+        let rows = session.ok(&format!("BEGIN; {switch}; {READ}; COMMIT"));
+        assert!(!seen(&format!("{rows:?}")), "{rows:?}");
+        assert!(
+            rows.last().unwrap()[0].as_deref().unwrap().contains("pg_stat_activity"),
+            "{rows:?}"
+        );
+        holds(&mut session, &switch);
+        session.ok(&format!("SELECT setuser(cookie => {cookie})"));
+        let left = stage.look("SELECT query FROM pg_stat_activity");
+        assert!(!seen(&format!("{left:?}")), "{left:?}");
+        session.is_itself();
+    }
+    // Statements of the protocol that stay. They work as often as before.
+    let begin = stage.sql(&format!("SELECT setuser('<bob>', cookie => {cookie})"));
+    let end = stage.sql(&format!("SELECT setuser(cookie => {cookie})"));
+    session.raw.parse("begin", &begin, &[]);
+    session.raw.parse("end", &end, &[]);
+    session.sync();
+    for round in 0..8 {
+        for (name, target) in [("begin", Some("bob")), ("end", None)] {
+            session.raw.bind("", name, &[]);
+            session.raw.execute("", 0);
+            let answer = session.sync();
+            assert_eq!(error_in(&answer), None, "{round}");
+            match target {
+                Some(target) => session.is(target),
+                None => session.is_itself(),
+            }
+        }
+        let text = session.value(READ);
+        assert!(!seen(&text), "{text}");
+    }
+    // What the server says of a failing guess, and of how long a statement took.
+    session.ok("SET log_min_duration_statement = 0");
+    session.ok(&format!("SELECT setuser('<bob>', cookie => {cookie})"));
+    session.fails("42501", "SELECT setuser(cookie => '<s>-COOKIE-guess')");
+    holds(&mut session, "a guess");
+    let log = stage.cluster().log();
+    assert!(!log.contains(&stage.sql("<s>-COOKIE")), "{log}");
+    assert!(log.contains("cookie => '****"), "{log}");
+}
+
 // -------------------------------------------------------------------------------------------------- X2: the comparison ---
 
 /// Needs a library built with `--features test-entries`. `IMPERSONATE_RELEASE=1` says that it is not meant to be.

@@ -7,33 +7,8 @@ mod stage;
 
 use impersonate_server_tests::raw::{error_in, Transaction};
 use impersonate_server_tests::{wait_until, Cluster, ServerError};
-use stage::{lasting, Protocol, Session, Stage, PROTOCOLS};
+use stage::{lasting, Kind, Protocol, Session, Stage, KINDS, PROTOCOLS};
 use std::sync::OnceLock;
-
-/// What the target is. The impersonator holds the same (A2, A4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Plain,
-    CreateRole,
-    Powerful,
-    Superuser,
-}
-
-const KINDS: [Kind; 4] = [Kind::Plain, Kind::CreateRole, Kind::Powerful, Kind::Superuser];
-
-impl Kind {
-    fn empower(self, stage: &Stage) {
-        match self {
-            Kind::Plain => {}
-            Kind::CreateRole => stage.admin("ALTER ROLE <imp> CREATEROLE; ALTER ROLE <bob> CREATEROLE"),
-            Kind::Powerful => stage.admin(
-                "GRANT pg_read_all_data, pg_write_all_data, pg_signal_backend, pg_monitor, pg_read_server_files,
-                       pg_write_server_files, pg_execute_server_program, pg_checkpoint TO <imp>, <bob>",
-            ),
-            Kind::Superuser => stage.admin("ALTER ROLE <imp> SUPERUSER; ALTER ROLE <bob> SUPERUSER"),
-        }
-    }
-}
 
 /// Functions that attacks use. `<s>.hers()` and `<s>.her_role()` are the impersonator's own, with her privileges.
 const PROPS: &str = "

@@ -230,6 +230,31 @@ pub fn lasting(cluster: Cluster) -> &'static Cluster {
     Box::leak(Box::new(cluster))
 }
 
+/// What the target is. The impersonator holds the same (A2, A4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Plain,
+    CreateRole,
+    Powerful,
+    Superuser,
+}
+
+pub const KINDS: [Kind; 4] = [Kind::Plain, Kind::CreateRole, Kind::Powerful, Kind::Superuser];
+
+impl Kind {
+    pub fn empower(self, stage: &Stage) {
+        match self {
+            Kind::Plain => {}
+            Kind::CreateRole => stage.admin("ALTER ROLE <imp> CREATEROLE; ALTER ROLE <bob> CREATEROLE"),
+            Kind::Powerful => stage.admin(
+                "GRANT pg_read_all_data, pg_write_all_data, pg_signal_backend, pg_monitor, pg_read_server_files,
+                       pg_write_server_files, pg_execute_server_program, pg_checkpoint TO <imp>, <bob>",
+            ),
+            Kind::Superuser => stage.admin("ALTER ROLE <imp> SUPERUSER; ALTER ROLE <bob> SUPERUSER"),
+        }
+    }
+}
+
 /// A row of the audit.
 #[derive(Debug, Clone)]
 pub struct Audited {

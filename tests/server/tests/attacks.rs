@@ -23,6 +23,27 @@ const PROPS: &str = "
         AS $$BEGIN EXECUTE what; RETURN current_user; EXCEPTION WHEN OTHERS THEN RETURN SQLSTATE; END$$;
     CREATE PROCEDURE <s>.walk(what text) LANGUAGE plpgsql
         AS $$BEGIN EXECUTE what; COMMIT; PERFORM 1; ROLLBACK; END$$;
+    CREATE FUNCTION <s>.supers(what text) RETURNS text SECURITY DEFINER LANGUAGE plpgsql
+        AS $$BEGIN EXECUTE what; RETURN current_user; END$$;
+    CREATE FUNCTION <s>.sneak() RETURNS boolean LANGUAGE plpgsql AS $$
+        DECLARE way text;
+        BEGIN
+            FOREACH way IN ARRAY ARRAY['SET ROLE <imp>', 'SET ROLE <own>', 'RESET ROLE', 'SET ROLE NONE',
+                'SET LOCAL ROLE <own>', 'SET SESSION AUTHORIZATION <imp>', 'RESET SESSION AUTHORIZATION', 'DISCARD ALL',
+                'RESET impersonate.target', 'SET impersonate.target = ''''', 'SELECT pg_catalog.setuser()',
+                'SELECT pg_catalog.setuser(''<carol>'')', 'SELECT set_config(''role'', NULL, false)',
+                'SELECT set_config(''session_authorization'', NULL, true)', 'RESET ALL']
+            LOOP
+                BEGIN EXECUTE way; EXCEPTION WHEN OTHERS THEN NULL; END;
+            END LOOP;
+            RETURN true;
+        END$$;
+    CREATE FUNCTION <s>.sneak(int) RETURNS boolean IMMUTABLE PARALLEL SAFE LANGUAGE plpgsql
+        AS $$BEGIN RETURN <s>.sneak(); END$$;
+    CREATE FUNCTION <s>.sneak(boolean, int) RETURNS boolean IMMUTABLE LANGUAGE plpgsql
+        AS $$BEGIN RETURN <s>.sneak(); END$$;
+    CREATE FUNCTION <s>.sneak_in_trigger() RETURNS trigger LANGUAGE plpgsql
+        AS $$BEGIN PERFORM <s>.sneak(); RETURN COALESCE(NEW, OLD); END$$;
     CREATE TABLE <s>.t (a int); GRANT ALL ON <s>.t TO PUBLIC";
 
 /// Still the target, whose role in force is one that it could have itself. What the session says, the table of active
@@ -197,6 +218,40 @@ attacks! {
     x1_alter_the_impersonator ["ALTER ROLE <imp> NOLOGIN", "ALTER ROLE <imp> LOGIN", "ALTER ROLE <imp> CONNECTION LIMIT 0", "ALTER ROLE <imp> CONNECTION LIMIT -1"]
     x1_temporary_functions ["CREATE FUNCTION pg_temp.setuser() RETURNS text LANGUAGE sql AS 'SELECT 1::text'", "SET search_path = pg_temp, pg_catalog", "SELECT pg_temp.setuser()", "RESET search_path"]
     x1_search_path_for_setuser ["CREATE OR REPLACE FUNCTION <s>.setuser() RETURNS text LANGUAGE sql AS 'SELECT 1::text'", "SET search_path = <s>, pg_catalog", "SELECT setuser()", "RESET search_path"]
+    x1_plpgsql_dynamic_set ["DO $$BEGIN EXECUTE format('SET %I = %L', 'role', '<imp>'); END$$", "DO $$BEGIN EXECUTE format('SET %I = %L', 'ROLE', '<own>'); END$$"]
+    x1_nested_exception_blocks ["DO $$BEGIN BEGIN BEGIN SET ROLE NONE; SET ROLE <imp>; EXCEPTION WHEN OTHERS THEN RESET ROLE; PERFORM <s>.sneak(); RAISE; END; EXCEPTION WHEN OTHERS THEN PERFORM <s>.sneak(); PERFORM 1/0; END; EXCEPTION WHEN OTHERS THEN PERFORM <s>.sneak(); END$$"]
+    x1_quoted_none ["SET ROLE \"none\"", "SET ROLE 'NONE'", "SET ROLE 'None'", "SELECT set_config('role', 'none ', false)"]
+    x1_everything_in_a_function ["SELECT <s>.sneak()"]
+    x1_everything_in_a_cursor ["BEGIN", "DECLARE c CURSOR FOR SELECT <s>.sneak()", "FETCH c", "COMMIT", "DECLARE c CURSOR WITH HOLD FOR SELECT <s>.sneak()", "FETCH c", "CLOSE c"]
+    x1_everything_in_explain ["EXPLAIN ANALYZE SELECT <s>.sneak()"]
+    x1_everything_while_planning ["SELECT 1 WHERE <s>.sneak(1)", "PREPARE p AS SELECT 1 WHERE <s>.sneak(2)", "EXPLAIN EXECUTE p", "EXECUTE p"]
+    x1_everything_read_only ["BEGIN READ ONLY", "SELECT <s>.sneak()", "COMMIT"]
+    x1_everything_serializable ["BEGIN ISOLATION LEVEL SERIALIZABLE", "SELECT <s>.sneak()", "COMMIT"]
+    x1_everything_as_the_impersonator ["SELECT <s>.hers('SELECT <s>.sneak()')"]
+    x1_everything_as_a_superuser ["SELECT <s>.supers('SELECT <s>.sneak()')"]
+    x1_everything_in_a_domain ["DROP DOMAIN IF EXISTS <s>.d", "CREATE DOMAIN <s>.d AS int CHECK (<s>.sneak(VALUE))", "SELECT 1::<s>.d"]
+    x1_everything_in_constraints_and_defaults ["DROP TABLE IF EXISTS <s>.x", "CREATE TABLE <s>.x (a int CHECK (<s>.sneak(a)), b boolean DEFAULT <s>.sneak(), c boolean GENERATED ALWAYS AS (<s>.sneak(a)) STORED)", "INSERT INTO <s>.x VALUES (1)", "UPDATE <s>.x SET a = 2"]
+    x1_everything_in_an_index ["DROP TABLE IF EXISTS <s>.x", "CREATE TABLE <s>.x (a int)", "CREATE INDEX ON <s>.x (<s>.sneak(a)) WHERE <s>.sneak(a)", "INSERT INTO <s>.x VALUES (1)", "REINDEX TABLE <s>.x", "ANALYZE <s>.x", "VACUUM ANALYZE <s>.x", "CLUSTER <s>.x USING x_sneak_idx"]
+    x1_everything_in_extended_statistics ["DROP TABLE IF EXISTS <s>.x", "CREATE TABLE <s>.x AS SELECT generate_series(1, 300) AS a", "CREATE STATISTICS ON a, (<s>.sneak(a)) FROM <s>.x", "ANALYZE <s>.x"]
+    x1_everything_in_a_partition_key ["DROP TABLE IF EXISTS <s>.x", "CREATE TABLE <s>.x (a int) PARTITION BY LIST ((<s>.sneak(a)))", "CREATE TABLE <s>.x1 PARTITION OF <s>.x DEFAULT", "INSERT INTO <s>.x VALUES (1)"]
+    x1_everything_in_an_operator ["CREATE OPERATOR <s>.@@@ (FUNCTION = <s>.sneak, RIGHTARG = int)", "SELECT OPERATOR(<s>.@@@) 1", "DROP OPERATOR <s>.@@@ (NONE, int)"]
+    x1_everything_in_an_aggregate ["CREATE AGGREGATE <s>.agg(int) (SFUNC = <s>.sneak, STYPE = boolean)", "SELECT <s>.agg(1)", "SELECT <s>.agg(1) OVER ()", "DROP AGGREGATE <s>.agg(int)"]
+    x1_everything_in_a_cast ["CREATE TYPE <s>.ct AS (a int)", "CREATE FUNCTION <s>.c(<s>.ct) RETURNS boolean LANGUAGE sql AS 'SELECT <s>.sneak()'", "CREATE CAST (<s>.ct AS boolean) WITH FUNCTION <s>.c(<s>.ct) AS IMPLICIT", "SELECT ROW(1)::<s>.ct::boolean", "DROP TYPE <s>.ct CASCADE"]
+    // A server with assertions does not survive an error that a deferred trigger catches in COMMIT (xact.c), extension or not.
+    x1_everything_in_triggers ["DROP TABLE IF EXISTS <s>.x", "CREATE TABLE <s>.x (a int)", "CREATE TRIGGER b BEFORE INSERT OR UPDATE OR DELETE ON <s>.x FOR EACH ROW EXECUTE FUNCTION <s>.sneak_in_trigger()", "CREATE TRIGGER s AFTER INSERT OR TRUNCATE ON <s>.x FOR EACH STATEMENT EXECUTE FUNCTION <s>.sneak_in_trigger()", "CREATE CONSTRAINT TRIGGER d AFTER INSERT OR UPDATE OR DELETE ON <s>.x DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION <s>.sneak_in_trigger()", "INSERT INTO <s>.x VALUES (1)", "BEGIN", "UPDATE <s>.x SET a = 2", "SET CONSTRAINTS ALL IMMEDIATE", "COMMIT", "MERGE INTO <s>.x USING (SELECT 2 AS a) n ON x.a = n.a WHEN MATCHED AND <s>.sneak() THEN UPDATE SET a = 3 WHEN NOT MATCHED THEN INSERT VALUES (4)", "DELETE FROM <s>.x", "TRUNCATE <s>.x"]
+    x1_everything_in_a_foreign_keys_cascade ["DROP TABLE IF EXISTS <s>.y, <s>.x", "CREATE TABLE <s>.x (a int PRIMARY KEY)", "CREATE TABLE <s>.y (a int REFERENCES <s>.x ON DELETE CASCADE ON UPDATE CASCADE)", "CREATE TRIGGER b BEFORE UPDATE OR DELETE ON <s>.y FOR EACH ROW EXECUTE FUNCTION <s>.sneak_in_trigger()", "INSERT INTO <s>.x VALUES (1), (2)", "INSERT INTO <s>.y VALUES (1), (2)", "UPDATE <s>.x SET a = 3 WHERE a = 1", "DELETE FROM <s>.x"]
+    x1_everything_in_a_view_or_a_rule ["CREATE OR REPLACE VIEW <s>.v AS SELECT a, <s>.sneak() FROM <s>.t", "SELECT * FROM <s>.v", "DROP TABLE IF EXISTS <s>.x", "CREATE TABLE <s>.x (a int)", "CREATE RULE r AS ON INSERT TO <s>.x DO ALSO SELECT <s>.sneak()", "INSERT INTO <s>.x VALUES (1)"]
+    x1_everything_in_a_materialized_view ["DROP MATERIALIZED VIEW IF EXISTS <s>.m", "CREATE MATERIALIZED VIEW <s>.m AS SELECT <s>.sneak()", "REFRESH MATERIALIZED VIEW <s>.m"]
+    x1_everything_in_a_policy ["DROP TABLE IF EXISTS <s>.x", "CREATE TABLE <s>.x AS SELECT 1 AS a", "ALTER TABLE <s>.x ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", "CREATE POLICY p ON <s>.x USING (<s>.sneak()) WITH CHECK (<s>.sneak())", "SELECT * FROM <s>.x", "INSERT INTO <s>.x VALUES (2)"]
+    x1_everything_in_parallel_workers ["SET parallel_setup_cost = 0", "SET parallel_tuple_cost = 0", "SET min_parallel_table_scan_size = 0", "DROP TABLE IF EXISTS <s>.x", "CREATE TABLE <s>.x AS SELECT generate_series(1, 20000) AS a", "ALTER TABLE <s>.x SET (parallel_workers = 2)", "ANALYZE <s>.x", "SELECT count(*) FROM <s>.x WHERE <s>.sneak(a % 3) AND a < 10", "SET parallel_leader_participation = off", "SELECT current_user, count(*) FROM <s>.x WHERE a > 0 AND current_user <> current_setting('role') GROUP BY 1"]
+    x1_alter_default_privileges ["ALTER DEFAULT PRIVILEGES FOR ROLE <imp> GRANT ALL ON TABLES TO <bob>", "ALTER DEFAULT PRIVILEGES FOR ROLE <bob> GRANT ALL ON FUNCTIONS TO <imp>", "ALTER DEFAULT PRIVILEGES FOR ROLE <bob> REVOKE ALL ON FUNCTIONS FROM <imp>"]
+    x1_prepared_transaction ["BEGIN", "SET ROLE NONE", "SELECT <s>.sneak()", "INSERT INTO <s>.t VALUES (1)", "PREPARE TRANSACTION '<s>'", "SELECT <s>.sneak()", "ROLLBACK PREPARED '<s>'"]
+    x1_prepared_transaction_with_a_local_role ["BEGIN", "SET LOCAL ROLE <grp>", "INSERT INTO <s>.t VALUES (1)", "PREPARE TRANSACTION '<s>'", "COMMIT PREPARED '<s>'"]
+    x1_prepared_transaction_that_fails ["BEGIN", "SET LOCAL ROLE NONE", "CREATE TEMP TABLE tt (a int)", "PREPARE TRANSACTION '<s>'", "ROLLBACK PREPARED '<s>'"]
+    x1_chains_of_failing_commits ["BEGIN", "SET ROLE <grp>", "CREATE TABLE <s>.d (a int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)", "INSERT INTO <s>.d VALUES (1), (1)", "COMMIT AND CHAIN", "SELECT <s>.sneak()", "ROLLBACK AND CHAIN", "SET LOCAL ROLE NONE", "COMMIT AND CHAIN", "ROLLBACK"]
+    x1_a_failure_at_the_commit_of_one_statement ["CREATE TABLE IF NOT EXISTS <s>.d (a int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)", "INSERT INTO <s>.d SELECT 1 FROM generate_series(1, 2) WHERE <s>.sneak()"]
+    x1_a_role_under_a_set_clause ["CREATE OR REPLACE FUNCTION <s>.f() RETURNS boolean LANGUAGE plpgsql SET work_mem = '1MB' AS 'BEGIN SET LOCAL ROLE NONE; RETURN <s>.sneak(); END'", "SELECT <s>.f()", "CREATE OR REPLACE FUNCTION <s>.f() RETURNS boolean LANGUAGE plpgsql SET role = '<bob>' AS 'BEGIN SET LOCAL ROLE NONE; RETURN <s>.sneak(); END'", "SELECT <s>.f()"]
+    x1_listen_and_notify ["LISTEN <s>", "NOTIFY <s>, 'SET ROLE <imp>'", "UNLISTEN *"]
     x5_statement_timeout ["SET statement_timeout = '1ms'", "SELECT pg_sleep(1)", "SET statement_timeout = 0"]
     x5_infinite_recursion ["CREATE OR REPLACE FUNCTION <s>.f(n int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN <s>.f(n + 1); END'", "SELECT <s>.f(1)"]
     x5_recursion_that_sets_roles ["CREATE OR REPLACE FUNCTION <s>.f(n int) RETURNS int LANGUAGE plpgsql AS 'BEGIN SET ROLE NONE; RETURN <s>.f(n + 1); END'", "SELECT <s>.f(1)"]
@@ -264,6 +319,11 @@ attacks! {
     x4_alter_sequence ["ALTER SEQUENCE impersonate.grant_id_seq RESTART"]
     x4_grant_on_audit ["GRANT ALL ON impersonate.audit TO PUBLIC"]
     x4_grant_in_schema ["GRANT ALL ON ALL TABLES IN SCHEMA impersonate TO PUBLIC"]
+    x4_by_a_superusers_security_definer_function ["SELECT <s>.supers('DELETE FROM impersonate.audit')"]
+    x4_catalogs_by_a_superusers_security_definer_function ["SELECT <s>.supers('UPDATE pg_trigger SET tgenabled = ''D'' WHERE tgname = ''guard''')"]
+    x4_settings_by_a_superusers_security_definer_function ["SELECT <s>.supers('SET impersonate.audit_statements = ''none''')"]
+    x4_resets_by_a_superusers_security_definer_function ["SELECT <s>.supers('RESET impersonate.audit_statements')"]
+    x4_load_by_a_superusers_security_definer_function ["SELECT <s>.supers('LOAD ''plpgsql''')"]
     x4_set_dynamic_library_path ["SET dynamic_library_path = '/tmp'"]
     x4_alter_role_preload ["ALTER ROLE <bob> SET local_preload_libraries = 'plpgsql'"]
     x4_alter_all_roles_preload ["ALTER ROLE ALL SET \"Session_Preload_Libraries\" = 'plpgsql'"]
@@ -356,6 +416,165 @@ attacks! {
     x4_catalogs_labels_of_a_prepared_statement ["PREPARE p AS UPDATE pg_shseclabel SET label = 'x'", "EXECUTE p"]
     x4_catalogs_truncate ["TRUNCATE pg_catalog.pg_description"]
     x4_catalogs_sequences ["UPDATE pg_sequence SET seqmax = 1"];
+}
+
+// -------------------------------------------------------------------------------- X1: what a list of steps cannot say ---
+
+#[test]
+fn x1_everything_in_a_copy_with_a_trigger() {
+    for kind in KINDS {
+        let stage = Stage::new();
+        stage.admin(PROPS);
+        kind.empower(&stage);
+        stage.admin(
+            "CREATE TRIGGER b BEFORE INSERT ON <s>.t FOR EACH ROW EXECUTE FUNCTION <s>.sneak_in_trigger();
+             CREATE TRIGGER a AFTER INSERT ON <s>.t EXECUTE FUNCTION <s>.sneak_in_trigger()",
+        );
+        for protocol in PROTOCOLS {
+            let mut session = stage.session();
+            session.become_role("bob");
+            let copy = stage.sql("COPY <s>.t FROM STDIN");
+            match protocol {
+                Protocol::Simple => session.raw.query(&copy),
+                Protocol::Extended => session.pipe(&copy),
+            }
+            session.raw.put(b'd', b"1\n2\n");
+            session.raw.put(b'c', &[]);
+            if protocol == Protocol::Extended {
+                session.raw.sync();
+            }
+            let answer = session.raw.read_until_ready();
+            assert_eq!(error_in(&answer), None);
+            holds(&mut session, &format!("{kind:?}, {protocol:?}"));
+        }
+        assert_eq!(stage.look("SELECT count(*) FROM <s>.t")[0][0].as_deref(), Some("4"));
+    }
+}
+
+/// Only a superuser can make one. Its function runs in other sessions too, in whatever they are.
+#[test]
+fn x1_everything_in_event_triggers() {
+    for kind in KINDS {
+        let stage = Stage::alone();
+        stage.admin(PROPS);
+        kind.empower(&stage);
+        for protocol in PROTOCOLS {
+            let mut maker = stage.session();
+            maker.become_role("bob");
+            maker.ok(
+                "CREATE OR REPLACE FUNCTION <s>.ev() RETURNS event_trigger LANGUAGE plpgsql
+                          AS 'BEGIN PERFORM <s>.sneak(); END'",
+            );
+            for event in ["ddl_command_start", "ddl_command_end", "sql_drop", "table_rewrite"] {
+                maker.send(
+                    protocol,
+                    &format!("CREATE EVENT TRIGGER {event} ON {event} EXECUTE FUNCTION <s>.ev()"),
+                );
+            }
+            let made = stage.look("SELECT 1 FROM pg_event_trigger").len();
+            assert_eq!(made, if kind == Kind::Superuser { 4 } else { 0 });
+            holds(&mut maker, "made");
+            let mut other = stage.session();
+            other.ok("SET ROLE <own>");
+            other.become_role("bob");
+            for statement in [
+                "CREATE TABLE <s>.x (a int)",
+                "ALTER TABLE <s>.x ALTER a TYPE bigint",
+                "DROP TABLE <s>.x",
+                "CREATE TEMP TABLE x (a int)",
+            ] {
+                other.send(protocol, statement);
+                holds(&mut other, &format!("{kind:?}, {protocol:?}, {statement}"));
+            }
+            other.ok("SELECT setuser()");
+            other.is_itself_in_role("own");
+            for event in ["ddl_command_start", "ddl_command_end", "sql_drop", "table_rewrite"] {
+                stage.admin(&format!("DROP EVENT TRIGGER IF EXISTS {event}"));
+            }
+        }
+    }
+}
+
+/// The identity of a session is nothing that another one could commit or roll back.
+#[test]
+fn s3_a_prepared_transaction_that_another_ends_moves_nobody() {
+    for kind in KINDS {
+        let stage = Stage::new();
+        stage.admin(PROPS);
+        kind.empower(&stage);
+        for end in ["COMMIT PREPARED '<s>'", "ROLLBACK PREPARED '<s>'"] {
+            // As who it was prepared: the target, or the impersonator whose end was in it.
+            for (before, inside, after) in [
+                (None, "SELECT setuser('<bob>')", Some("bob")),
+                (Some("bob"), "SELECT setuser()", None),
+                (Some("bob"), "SELECT setuser('<carol>', local => true)", Some("bob")),
+                (None, "SELECT setuser('<carol>', local => true)", None),
+            ] {
+                let mut session = stage.session();
+                if let Some(before) = before {
+                    session.become_role(before);
+                }
+                session.ok("BEGIN");
+                session.ok("INSERT INTO <s>.t VALUES (1)");
+                session.ok(inside);
+                session.ok("PREPARE TRANSACTION '<s>'");
+                let is = |session: &mut Session| match after {
+                    Some(role) => session.is(role),
+                    None => session.is_itself(),
+                };
+                is(&mut session);
+                stage.admin(end);
+                is(&mut session);
+            }
+        }
+    }
+}
+
+/// It takes the server down as any process that is killed so. Nobody is anybody else afterwards, and it goes on.
+#[test]
+fn e1_a_writer_that_is_killed_outright_leaves_no_identity() {
+    let cluster = lasting(Cluster::builder().setting("restart_after_crash", "on").start());
+    let database = cluster.database("killed").name;
+    let stage = Stage::in_cluster(cluster, &database);
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.ok("SELECT 'before'");
+    let pid = session.pid();
+    let mut other = stage.session();
+    other.ok("BEGIN");
+    other.become_role("carol");
+    let writer = stage.look("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'impersonate%'");
+    let writer = writer[0][0].clone().expect("there is a writer");
+    assert!(std::process::Command::new("kill")
+        .args(["-9", &writer])
+        .status()
+        .unwrap()
+        .success());
+    assert!(!session.raw.read_to_end().is_empty() || session.raw.try_read().is_err());
+    drop(other);
+    let stage = wait_for(|| {
+        let client = cluster.try_connect("postgres", &database).ok()?;
+        drop(client);
+        Some(Stage::in_cluster(cluster, &database))
+    });
+    assert!(stage.look("SELECT * FROM impersonate.active").is_empty());
+    let left = stage.look(&format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}"));
+    assert!(left.is_empty());
+    let mut session = stage.session();
+    session.is_itself();
+    session.become_role("bob");
+    holds(&mut session, "after a crash");
+    session.ok("SELECT setuser()");
+    session.is_itself();
+}
+
+fn wait_for<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    let mut found = None;
+    wait_until("it is there", || {
+        found = attempt();
+        found.is_some()
+    });
+    found.unwrap()
 }
 
 // --------------------------------------------------------------------------------- S4: statements under a driver's name ---

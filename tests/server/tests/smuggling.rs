@@ -41,7 +41,11 @@ fn refused(setup: &str, attack: &[&str]) {
 #[track_caller]
 fn refused_on(stage: &Stage, kind: Kind, setup: &str, attack: &[&str]) {
     // To end it is what every kind of target has a use for.
-    let attempts = if kind == Kind::Plain { &ATTEMPTS[..] } else { &ATTEMPTS[1..2] };
+    let attempts = if kind == Kind::Plain {
+        &ATTEMPTS[..]
+    } else {
+        &ATTEMPTS[1..2]
+    };
     for &(actor, call) in attempts {
         for protocol in PROTOCOLS {
             let fill = |sql: &str| sql.replace("<call>", call);
@@ -55,7 +59,10 @@ fn refused_on(stage: &Stage, kind: Kind, setup: &str, attack: &[&str]) {
                 .iter()
                 .find_map(|sql| error_in(&session.send(protocol, &fill(sql))));
             match error {
-                Some(error) => assert_eq!(error.code, "0A000", "{kind:?}, {protocol:?}: {actor:?}, {call}: {error:?}"),
+                Some(error) => assert_eq!(
+                    error.code, "0A000",
+                    "{kind:?}, {protocol:?}: {actor:?}, {call}: {error:?}"
+                ),
                 None if kind == Kind::Superuser => {}
                 None => panic!("{kind:?}, {protocol:?}: {actor:?} got {call} through: {attack:?}"),
             }

@@ -877,7 +877,7 @@ fn s7_a_cookie_is_not_left_where_code_can_read_it() {
         format!("SELECT setuser('<bob>', cookie => {cookie})"),
         format!("SELECT setuser('<bob>', NULL, false, {cookie})"),
         format!("SELECT setuser('<bob>', cookie => E{cookie})"),
-        format!("SELECT setuser('<bob>', cookie => $x$<s>-COOKIE$x$)"),
+        "SELECT setuser('<bob>', cookie => $x$<s>-COOKIE$x$)".to_owned(),
     ] {
         let rows = session.ok(&format!("BEGIN; {switch}; {READ}; COMMIT"));
         assert!(!seen(&format!("{rows:?}")), "{rows:?}");

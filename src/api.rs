@@ -61,6 +61,7 @@ fn setuser(
     let Some(target) = target else {
         session::end(Cause::Asked, Some("SELECT setuser()"));
         statements::told_otherwise(key, false);
+        statements::settle();
         return role_now();
     };
     let request = Request {

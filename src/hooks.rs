@@ -23,9 +23,12 @@ pub static HANDLERS: Handlers = Handlers {
     utility_done: after_utility,
     reported: statements::reported,
     last_words: session::last_words,
+    before_run: statements::before_run,
     before_commit: || {
+        // May still change something.
         session::before_commit();
         guard::before_commit();
+        statements::before_commit();
     },
     transaction_ends: |end| {
         // The statements' rows carry the identity that they ran under, so they come first.

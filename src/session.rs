@@ -524,6 +524,7 @@ pub fn start(switch: Switch, space: usize) -> Name {
         no_revert: switch.no_revert,
         local: switch.local,
         audited: settings::audit_statements() != settings::AuditStatements::none,
+        audit_wait: settings::audit_wait().settled(),
         reason: guc::Reason::new(switch.reason.unwrap_or_default()),
     };
     let value = CString::new(target_name).unwrap_or_default();
@@ -546,6 +547,9 @@ pub fn start(switch: Switch, space: usize) -> Name {
         switch.switching.done();
         trampoline::watch(true);
         crate::audit::wait_stored(sequence);
+        if settings::audit_wait() == settings::AuditWait::flush {
+            crate::audit::wait_flushed(sequence);
+        }
         let under = match in_force() {
             // It takes the old one's place.
             Some(old) if old.local && switch.local => {

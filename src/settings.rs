@@ -32,11 +32,38 @@ pub enum Criteria {
 
 // Roles: with full, nobody acts as one who has made a table, but by membership.
 static CRITERIA: GucSetting<Criteria> = GucSetting::<Criteria>::new(Criteria::roles);
+/// What waits for an event's way to the disk (L5).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, PostgresGucEnum)]
+#[allow(non_camel_case_types)]
+pub enum AuditWait {
+    off,
+    commit,
+    flush,
+}
+
+impl AuditWait {
+    /// From what [`AuditWait::settled`] gave.
+    pub fn from_settled(settled: u8) -> Self {
+        match settled {
+            0 => AuditWait::off,
+            1 => AuditWait::commit,
+            _ => AuditWait::flush,
+        }
+    }
+
+    /// For a [`TargetState`](crate::pg::guc::TargetState), which is below this file.
+    pub fn settled(self) -> u8 {
+        self as u8
+    }
+}
+
 // A target that cannot log in is nobody's identity: off lets group roles be acted as (S5).
 static REQUIRE_LOGIN: GucSetting<bool> = GucSetting::<bool>::new(true);
 // Impersonated: what was done under another identity is what nobody else records.
 static AUDIT_STATEMENTS: GucSetting<AuditStatements> =
     GucSetting::<AuditStatements>::new(AuditStatements::impersonated);
+// Commit: no effect without its row, for one hand-over to the writer; flush costs a sync of the disk for each statement.
+static AUDIT_WAIT: GucSetting<AuditWait> = GucSetting::<AuditWait>::new(AuditWait::commit);
 // 64 kB holds what people write; what programs write is told by length and SHA-256 (L10).
 static AUDIT_STATEMENT_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);
 
@@ -69,6 +96,11 @@ pub fn criteria() -> policy::Criteria {
 /// Whose statements are recorded.
 pub fn audit_statements() -> AuditStatements {
     AUDIT_STATEMENTS.get()
+}
+
+/// What waits for an event's way to the disk.
+pub fn audit_wait() -> AuditWait {
+    AUDIT_WAIT.get()
 }
 
 /// Bytes of statement text that a row keeps.
@@ -115,6 +147,14 @@ pub fn define() {
         c"Whose top-level statements are recorded in impersonate.audit.",
         c"none, impersonated (those run under an impersonation), or all.",
         &AUDIT_STATEMENTS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"impersonate.audit_wait",
+        c"What waits until the rows of an impersonated session are in the audit.",
+        c"off (nothing), commit (no effect becomes durable before its rows), or flush (also nothing is returned before).",
+        &AUDIT_WAIT,
         GucContext::Suset,
         GucFlags::default(),
     );

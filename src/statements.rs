@@ -3,11 +3,19 @@
 //! Space in the queue is set aside when a statement begins, which may wait or fail: then the statement doesn't run
 //! (L6). So its end, however it comes, can be told without waiting: from an error's way out, from the end of a
 //! transaction, from the end of the connection.
+//!
+//! # What waits (L5)
+//! A transaction that leaves something behind waits, when it is about to commit, until its rows are stored: their commit
+//! is then before its own in the WAL. A statement whose effects don't wait for a commit, or that goes on after one, has a
+//! row before them, with `{"phase": "begun"}`, and with `impersonate.audit_wait = flush` every statement has that; the
+//! row of its end says `{"phase": "ended"}`.
 
 use crate::audit::{self, Event, Kind};
 use crate::pg::guc::{name_bytes, Name, TargetState};
 use crate::pg::trampoline::{self, Begun, TransactionEnd};
+use crate::pg::effects::{self, Way};
 use crate::pg::{catch, identity, rights};
+use crate::settings::AuditWait;
 use crate::{session, settings};
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, OnceCell, RefCell};
@@ -34,6 +42,8 @@ struct Open {
     rows: Option<u64>,
     /// Bytes set aside; 0: a standing event is used.
     reserved: usize,
+    /// It has its first row of two.
+    begun_told: bool,
 }
 
 /// Names for an event, as of the statement's beginning.
@@ -55,6 +65,12 @@ thread_local! {
     static ENDED_BY_SERVER: Cell<bool> = const { Cell::new(false) };
     /// The error being reported belongs to a statement that has its row.
     static ERROR_TOLD: Cell<bool> = const { Cell::new(false) };
+    /// The newest event of this session that a commit has to wait for.
+    static OWED: Cell<u64> = const { Cell::new(0) };
+    /// Its answer waits until that is on disk.
+    static OWED_ON_DISK: Cell<bool> = const { Cell::new(false) };
+    /// A statement of this transaction has been told, or is open.
+    static TOLD: Cell<bool> = const { Cell::new(false) };
 }
 
 /// An event of this session with nothing in it that the caller knows better.
@@ -110,12 +126,34 @@ pub fn stand_by() {
 /// Tells an event for which [`stand_by`] made room. Waits for nothing and raises nothing.
 pub fn tell_standing(event: &Event) {
     let left = STANDING_LEFT.get();
-    if left > 0 && event.size() <= STANDING_BYTES {
+    let reserved = if left > 0 && event.size() <= STANDING_BYTES {
         STANDING_LEFT.set(left - 1);
-        audit::push_reserved(event, STANDING_BYTES);
+        STANDING_BYTES
     } else {
         // Finds room, or goes to the server log.
-        audit::push_reserved(event, 0);
+        0
+    };
+    owe(audit::push_reserved(event, reserved), session_waits());
+}
+
+/// What this session's events that are no statement's are waited for.
+fn session_waits() -> AuditWait {
+    let wait = settings::audit_wait();
+    session::names_for_events().map_or(wait, |(state, _)| wait.max(AuditWait::from_settled(state.audit_wait)))
+}
+
+fn owe(ticket: u64, wait: AuditWait) {
+    if wait > AuditWait::off && ticket != 0 {
+        OWED.set(ticket);
+        OWED_ON_DISK.set(wait == AuditWait::flush);
+    }
+}
+
+/// Before the answer to a statement that has no row of its own, but another event: with `flush` that is on disk first.
+/// May wait, and raises.
+pub fn settle() {
+    if OWED_ON_DISK.get() {
+        audit::wait_flushed(OWED.get());
     }
 }
 
@@ -142,6 +180,15 @@ fn who() -> Option<Who> {
 }
 
 impl Who {
+    /// What is waited for, which can have become more than it was when the impersonation began.
+    fn waits(&self) -> AuditWait {
+        let wait = settings::audit_wait();
+        match self {
+            Who::Impersonating(state, _) => wait.max(AuditWait::from_settled(state.audit_wait)),
+            Who::Login { .. } => wait,
+        }
+    }
+
     fn fill<'a>(&'a self, event: Event<'a>) -> Event<'a> {
         match self {
             Who::Impersonating(state, role) => Event {
@@ -179,11 +226,43 @@ impl Open {
 
     fn tell(&self, sqlstate: [u8; 5]) {
         let event = self.event(sqlstate);
+        let detail = self.begun_told.then(|| with_phase(self.detail.as_deref(), "ended"));
+        let event = Event {
+            detail: detail.as_deref().map_or(event.detail, |detail| Some(detail.as_bytes())),
+            ..event
+        };
+        TOLD.set(true);
         if self.reserved > 0 {
-            audit::push_reserved(&event, self.reserved);
+            owe(audit::push_reserved(&event, self.reserved), self.who.waits());
         } else {
             tell_standing(&event);
         }
+    }
+
+    /// As it begins: what isn't known yet is left out.
+    fn tell_begun(&self, reserved: usize) {
+        let detail = with_phase(self.detail.as_deref(), "begun");
+        let event = Event {
+            row_count: None,
+            duration_us: None,
+            detail: Some(detail.as_bytes()),
+            ..self.event(audit::SUCCESSFUL)
+        };
+        owe(audit::push_reserved(&event, reserved), self.who.waits());
+    }
+
+    fn lacks_begun(&self) -> bool {
+        !self.begun_told && !self.ends_transaction && self.who.waits() > AuditWait::off
+    }
+}
+
+/// Bytes that a phase adds to an event.
+const PHASE_BYTES: usize = 24;
+
+fn with_phase(detail: Option<&str>, phase: &str) -> String {
+    match detail.and_then(|detail| detail.strip_suffix('}')) {
+        Some(detail) => format!("{detail}, \"phase\": \"{phase}\"}}"),
+        None => format!("{{\"phase\": \"{phase}\"}}"),
     }
 }
 
@@ -248,16 +327,93 @@ pub fn begun(statement: &Begun) {
         // Present in the size that is set aside.
         rows: None,
         reserved: 0,
+        begun_told: false,
     };
     if !statement.must_run {
         stand_by();
         // The statement may change application_name, which its row has as it is in the end.
-        let bytes = open.event(audit::SUCCESSFUL).size() + NAME_BYTES;
+        let bytes = open.event(audit::SUCCESSFUL).size() + NAME_BYTES + PHASE_BYTES;
         audit::reserve(bytes);
         open.reserved = bytes;
     }
     ERROR_TOLD.set(false);
     OPEN.with_borrow_mut(|all| all.push(open));
+}
+
+/// A statement is about to run, the newest that has begun or one inside it. May wait, and raises when its first row
+/// can't be stored: then it doesn't run.
+pub fn before_run(way: Way) {
+    let wait = OPEN.with_borrow(|all| all.iter().map(|open| open.who.waits()).max());
+    match (wait, way) {
+        (None | Some(AuditWait::off), _) | (Some(AuditWait::commit), Way::Commit) => (),
+        (Some(AuditWait::commit), Way::Wal) => {
+            tell_begun();
+            audit::wait_stored(OWED.get());
+        }
+        (Some(AuditWait::commit), Way::Outside) | (Some(AuditWait::flush), _) => {
+            tell_begun();
+            audit::wait_flushed(OWED.get());
+        }
+    }
+}
+
+/// The transaction is about to commit or to be prepared. May wait, and raises when its rows can't be stored: then it
+/// aborts.
+pub fn before_commit() {
+    let beyond = OPEN.with_borrow(|all| all.iter().any(Open::lacks_begun));
+    if !beyond && audit::is_stored(OWED.get()) && TOLD.get() {
+        return;
+    }
+    if !effects::has_transaction_id() && !effects::may_get_transaction_id() {
+        return;
+    }
+    tell_begun();
+    if !TOLD.get() && trampoline::depth() == 0 {
+        tell_unknown();
+    }
+    audit::wait_stored(OWED.get());
+}
+
+/// Tells of statements that go on beyond what is to come, those that haven't been. May wait, and raises.
+fn tell_begun() {
+    let sizes: Vec<usize> = OPEN.with_borrow(|all| {
+        let lacking = all.iter().filter(|open| open.lacks_begun());
+        lacking
+            .map(|open| open.event(audit::SUCCESSFUL).size() + NAME_BYTES + PHASE_BYTES)
+            .collect()
+    });
+    if sizes.is_empty() {
+        return;
+    }
+    audit::reserve(sizes.iter().sum());
+    OPEN.with_borrow_mut(|all| {
+        for (open, size) in all.iter_mut().filter(|open| open.lacks_begun()).zip(sizes) {
+            open.tell_begun(size);
+            open.begun_told = true;
+            TOLD.set(true);
+        }
+    });
+}
+
+/// The transaction leaves something behind, and no statement was told: a function called by the protocol, or one that
+/// ran while a statement was planned that never began. May wait, and raises.
+fn tell_unknown() {
+    let Some(who @ Who::Impersonating(..)) = who() else {
+        return;
+    };
+    if who.waits() == AuditWait::off {
+        return;
+    }
+    let (text, detail) = kept_message();
+    let event = Event {
+        statement: text.as_deref(),
+        detail: Some(detail.as_deref().map_or(&br#"{"cause": "outside of a statement"}"#[..], str::as_bytes)),
+        ..blank_event(Kind::Statement)
+    };
+    let event = who.fill(event);
+    let size = event.size();
+    audit::reserve(size);
+    owe(audit::push_reserved(&event, size), who.waits());
 }
 
 /// A part of a statement ran and gave or touched this many rows.
@@ -310,6 +466,7 @@ pub fn told_otherwise(key: usize, failed: bool) {
     if let Some(open) = take(key) {
         audit::release(open.reserved);
         ERROR_TOLD.set(failed);
+        TOLD.set(true);
     }
 }
 
@@ -348,12 +505,16 @@ fn tell_early(text: &[u8], tag: &'static [u8], sqlstate: i32) {
         begun_at,
         rows: None,
         reserved: 0,
+        begun_told: false,
     };
     let event = Event {
         command_tag: (!tag.is_empty()).then_some(tag),
         ..whole.event(catch::sqlstate_text(sqlstate))
     };
-    if audit::try_push(&event).is_none() {
+    TOLD.set(true);
+    if let Some(ticket) = audit::try_push(&event) {
+        owe(ticket, whole.who.waits());
+    } else {
         let (text, detail) = kept(text, STANDING_TEXT);
         let detail = detail.as_deref().map(str::as_bytes);
         tell_standing(&Event {
@@ -380,6 +541,7 @@ pub fn transaction_ends(end: TransactionEnd) {
             });
         }
     }
+    TOLD.set(false);
     if end == TransactionEnd::Commit {
         let kept = if session::in_force().is_some() { STANDING } else { 0 };
         let left = STANDING_LEFT.get();

@@ -107,8 +107,15 @@ pub fn push_reserved(event: &Event, reservation: usize) -> u64 {
     })
 }
 
-/// Reserves and pushes: may wait and raise as `reserve` does.
+/// Pushes an event of a session that need not be impersonating: if there is room it goes into the queue, with a warning
+/// if no writer can be started for it now. Otherwise waits and raises as `reserve` does.
 pub fn push(event: &Event) -> u64 {
+    if let Some(ticket) = try_push(event) {
+        if Ticket::parse(ticket).is_some_and(|Ticket { lane, .. }| lane.lacks_writer()) {
+            wait::warn_no_worker();
+        }
+        return ticket;
+    }
     let size = event.size();
     reserve(size);
     push_reserved(event, size)
@@ -168,6 +175,19 @@ pub fn wait_stored(ticket: u64) {
     }
 }
 
+/// As `wait_stored`, and returns when they are on disk.
+pub fn wait_flushed(ticket: u64) {
+    wait_stored(ticket);
+    if let Some(Ticket { lane, .. }) = Ticket::parse(ticket).filter(|_| !writer::is_writer()) {
+        worker::flush_wal(lane.lsn());
+    }
+}
+
+/// Whether the event of this ticket is stored. Neither waits nor raises.
+pub fn is_stored(ticket: u64) -> bool {
+    Ticket::parse(ticket).is_none_or(|Ticket { lane, position }| lane.is_stored(position))
+}
+
 /// Returns when all that was pushed in this database before the call is stored. Raises as `wait_stored` does.
 pub fn sync() {
     if let Some(lane) = queue::find(worker::my_database()) {
@@ -191,9 +211,15 @@ pub fn evict_writer(database: pgrx::pg_sys::Oid) {
     wait::evict(database, mine);
 }
 
-/// Gives back all that this session has reserved. For `before_shmem_exit`; neither waits nor raises.
+/// Gives back all that this session has reserved, and starts a writer for what it pushed if none could be before. For
+/// `before_shmem_exit`; neither waits nor raises.
 pub fn forget_backend() {
     release(usize::MAX);
+    if let Some(lane) = SESSION.with(|session| session.lane.get()) {
+        if lane.lacks_writer() && !lane.is_empty() {
+            wait::start_writer(lane);
+        }
+    }
 }
 
 fn push_or_log(event: &Event) -> u64 {

@@ -35,7 +35,7 @@
 //! (pushes wake it when the ring is an eighth full) or `AT_ONCE` (the writer found nothing for a while).
 
 use super::event::{decode, record_length, Event, Record, Sink};
-use crate::pg::latch::{now, Condition, RemoteLatch};
+use crate::pg::latch::{now, spin_until, Condition, RemoteLatch};
 use crate::pg::shmem::{Area, Lock, Ring};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
@@ -53,6 +53,9 @@ static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(4096);
 /// Milliseconds. A writer's start costs some ten; staying costs a process and a connection.
 static WRITER_IDLE: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 
+/// Milliseconds. Longer than a writer takes that works, and short enough that a session doesn't look dead.
+static WAIT_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+
 /// A worker that hasn't claimed its lane after so many microseconds is not waited for any more.
 const START_LIMIT: i64 = 10_000_000;
 
@@ -61,6 +64,9 @@ const PRESSING_FOR: i64 = 500_000;
 
 /// A restarted writer that failed to start waits at least so many microseconds.
 const RESTART_PAUSE: i64 = 100_000;
+
+/// Microseconds that a waiter looks before it sleeps. A hand-over takes some fifty when nothing else runs.
+const SPIN: u64 = 100;
 
 const ASLEEP_NOT: u32 = 0;
 const AT_AN_EIGHTH: u32 = 1;
@@ -101,11 +107,29 @@ pub(super) fn define_settings() {
         GucContext::Sighup,
         GucFlags::UNIT_MS,
     );
+    GucRegistry::define_int_guc(
+        c"impersonate.audit_wait_limit",
+        c"How long a statement or a commit waits for the audit before it fails.",
+        c"0 means no limit. statement_timeout does not count while a transaction commits.",
+        &WAIT_LIMIT,
+        0,
+        24 * 3600 * 1000,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
 }
 
 /// Microseconds that a writer without work stays.
 pub(super) fn writer_idle() -> i64 {
     i64::from(WRITER_IDLE.get()) * 1000
+}
+
+/// Microseconds that anybody waits for the writer; `None` for no limit.
+pub(super) fn wait_limit() -> Option<i64> {
+    match WAIT_LIMIT.get() {
+        0 => None,
+        milliseconds => Some(i64::from(milliseconds) * 1000),
+    }
 }
 
 /// Bytes of a lane's ring.
@@ -478,6 +502,11 @@ impl LaneHandle {
         self.wake();
     }
 
+    /// Looks for a moment whether `position` gets stored, without sleeping.
+    pub fn spin(&self, position: u64) -> bool {
+        spin_until(SPIN, || self.is_stored(position))
+    }
+
     /// Asks to be woken when room is given back.
     pub fn want_room(&self) {
         self.lane.waiters.for_room.store(true, Relaxed);
@@ -495,6 +524,11 @@ impl LaneHandle {
 
     pub fn is_stored(&self, position: u64) -> bool {
         self.tail() >= position
+    }
+
+    /// End of the WAL of the newest commit that stored events. Read after `is_stored`, it covers what that was about.
+    pub fn lsn(&self) -> u64 {
+        self.lane.consumer.lsn.load(Relaxed)
     }
 
     pub fn is_empty(&self) -> bool {

@@ -76,6 +76,9 @@ impl Watch {
             self.next_look = now() + i64::from(LATER_LOOKS) * 1000;
             look_for_deadlock(&status);
         }
+        if queue::wait_limit().is_some_and(|limit| self.age() > limit) {
+            raise_in_vain(&status, self.age());
+        }
     }
 
     /// Sleeps until something changes, or it is time to look again. Serves interrupts.
@@ -90,9 +93,12 @@ impl Watch {
 
 /// Waits until `position` is stored.
 pub(super) fn stored(lane: LaneHandle, position: u64) {
+    lane.want(position);
+    if lane.spin(position) {
+        return;
+    }
     let mut watch = Watch::new(lane);
     lane.changed().prepare();
-    lane.want(position);
     while !lane.is_stored(position) {
         watch.look();
         watch.sleep();
@@ -287,12 +293,57 @@ fn check_extension() {
     }
 }
 
+const NO_WORKER: (&str, &str, &str) = (
+    "could not start impersonate audit writer",
+    "No background worker slot is free.",
+    "Raise max_worker_processes and restart the server.",
+);
+
 fn raise_no_worker() -> ! {
+    let (message, detail, hint) = NO_WORKER;
     raise(
         PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-        "could not start impersonate audit writer",
-        Some("No background worker slot is free.".into()),
-        "Raise max_worker_processes and restart the server.",
+        message,
+        Some(detail.into()),
+        hint,
+    )
+}
+
+/// For whoever can go on without: the event is in the queue.
+pub(super) fn warn_no_worker() {
+    let (message, detail, hint) = NO_WORKER;
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+        message,
+        function_name!(),
+    )
+    .set_detail(format!("{detail} The audit event waits in the queue."))
+    .set_hint(hint)
+    .report(PgLogLevel::WARNING);
+}
+
+/// Nothing is broken, but somebody or something keeps the writer from getting on.
+fn raise_in_vain(status: &Status, age: i64) -> ! {
+    let blockers = match status.writer_pid {
+        0 => Vec::new(),
+        writer => worker::blocking_pids(writer),
+    };
+    let seconds = age / 1_000_000;
+    let (detail, hint) = match blockers.first() {
+        Some(pid) => (
+            format!("The writer, process {}, waits for a lock that process {pid} holds.", status.writer_pid),
+            "See pg_locks for who holds a lock on impersonate.audit, and end that transaction.",
+        ),
+        None => (
+            format!("The writer is process {}.", status.writer_pid),
+            "The server log tells more; impersonate.audit_wait_limit says how long to wait.",
+        ),
+    };
+    raise(
+        PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+        "impersonate audit writer did not store events in time",
+        Some(format!("They were waited for {seconds} seconds. {detail}")),
+        hint,
     )
 }
 

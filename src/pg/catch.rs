@@ -34,6 +34,36 @@ pub unsafe fn with_undo(body: &mut dyn FnMut(), undo: &mut dyn FnMut(i32)) {
     }
 }
 
+/// Whether `body` raises. The error goes nowhere: not to the log, and not to the client.
+///
+/// # Safety
+/// As for [`with_undo`]; and what `body` raises it raises while it holds nothing, outside of critical sections.
+pub unsafe fn raises(body: &mut dyn FnMut()) -> bool {
+    // SAFETY: as `with_undo`. Raising sets the counters to zero; nothing was acquired, so nothing is to be aborted.
+    unsafe {
+        let exception_stack = pg_sys::PG_exception_stack;
+        let context_stack = pg_sys::error_context_stack;
+        let memory = pg_sys::CurrentMemoryContext;
+        let (held, held_queries) = (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount);
+        // Nobody is to be asked for a line of context.
+        pg_sys::error_context_stack = std::ptr::null_mut();
+        let raised = call_with_sigsetjmp(false, |env| {
+            pg_sys::PG_exception_stack = std::ptr::from_ref(env).cast_mut().cast();
+            body();
+            0
+        });
+        pg_sys::PG_exception_stack = exception_stack;
+        pg_sys::error_context_stack = context_stack;
+        if raised != 0 {
+            pg_sys::MemoryContextSwitchTo(memory);
+            pg_sys::FlushErrorState();
+            pg_sys::InterruptHoldoffCount = held;
+            pg_sys::QueryCancelHoldoffCount = held_queries;
+        }
+        raised != 0
+    }
+}
+
 extern "C-unwind" {
     fn geterrcode() -> std::ffi::c_int;
 }

@@ -40,6 +40,8 @@ pub struct TargetState {
     pub local: bool,
     /// Its statements are recorded. Settled when it begins: it cannot turn its own auditing off (X4).
     pub audited: bool,
+    /// What its statements wait for (`settings::AuditWait`), settled likewise: it can become more, but not less.
+    pub audit_wait: u8,
     /// The reason as far as `impersonate.active` shows it; the audit has all of it.
     pub reason: Reason,
 }

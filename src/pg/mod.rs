@@ -4,6 +4,7 @@ pub mod active;
 pub mod backends;
 pub mod catch;
 pub mod changes;
+pub mod effects;
 pub mod guc;
 pub mod guc_values;
 pub mod identity;

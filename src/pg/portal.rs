@@ -161,6 +161,32 @@ unsafe fn made_by_protocol(portal: pg_sys::Portal) -> bool {
     }
 }
 
+/// Whether the plan is a bare call of setuser(), which has events of its own.
+///
+/// # Safety
+/// `statement` is a plan.
+pub unsafe fn is_switch(statement: *const pg_sys::PlannedStmt) -> bool {
+    // SAFETY: each node is tested for its tag; the look-ups give null and InvalidOid for what isn't there.
+    unsafe {
+        let plan = (*statement).planTree;
+        if tag(plan) != Some(NodeTag::T_Result) {
+            return false;
+        }
+        let Some(entry) = list_pointers((*plan).targetlist).next() else {
+            return false;
+        };
+        let call = (*entry.cast::<pg_sys::TargetEntry>()).expr;
+        if tag(call) != Some(NodeTag::T_FuncExpr) || (*call.cast::<pg_sys::FuncExpr>()).location != MARK {
+            return false;
+        }
+        let function = (*call.cast::<pg_sys::FuncExpr>()).funcid;
+        let name = pg_sys::get_func_name(function);
+        !name.is_null()
+            && std::ffi::CStr::from_ptr(name) == c"setuser"
+            && pg_sys::get_func_namespace(function) == pg_sys::Oid::from(pg_sys::PG_CATALOG_NAMESPACE)
+    }
+}
+
 unsafe fn goes_to_client(dest: *mut pg_sys::DestReceiver) -> bool {
     use pg_sys::CommandDest;
     // SAFETY: the receiver of a running query is valid.

@@ -10,6 +10,7 @@
 //! `WATCHING` is all that a session pays which impersonates nobody.
 
 use super::catch::with_undo;
+use super::effects::{self, Way};
 use super::{identity, nodes, portal};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag, ProcessUtilityContext};
@@ -144,6 +145,9 @@ pub struct Handlers {
     pub check: fn(),
     /// May raise.
     pub begun: fn(&Begun),
+    /// A statement is about to run, the client's own or one inside it whose effects don't wait for the commit. May raise
+    /// and wait.
+    pub before_run: fn(Way),
     pub rows: fn(key: usize, rows: u64),
     pub ended: fn(key: usize),
     pub failed: fn(key: usize, sqlstate: i32),
@@ -348,10 +352,24 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
             Some(previous) => previous(query, flags),
             None => standard_ExecutorStart(query, flags),
         };
-        if !watching() || DEPTH.0.get() > 0 || !portal::is_portals_statement((*query).plannedstmt) {
+        if !watching() {
+            return start();
+        }
+        let way = effects::of_query((*query).plannedstmt);
+        let runs = flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0;
+        if DEPTH.0.get() > 0 || !portal::is_portals_statement((*query).plannedstmt) {
+            if way != Way::Commit && runs {
+                before_run(way);
+            }
             return start();
         }
         query_begins(query);
+        let mut start = || {
+            if !portal::is_switch((*query).plannedstmt) {
+                before_run(way);
+            }
+            start();
+        };
         with_undo(&mut start, &mut |code| statement_failed(query as usize, code));
     }
 }
@@ -372,6 +390,11 @@ unsafe extern "C-unwind" fn query_begins(query: *mut pg_sys::QueryDesc) {
             must_run: false,
         });
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn before_run(way: Way) {
+    (handlers().before_run)(way);
 }
 
 #[pg_guard]
@@ -510,6 +533,18 @@ unsafe extern "C-unwind" fn process_utility(
                 dest,
                 completion,
             ),
+        };
+        let way = if watched {
+            effects::of_utility((*statement).utilityStmt)
+        } else {
+            Way::Commit
+        };
+        let ends_here = kind == NodeTag::T_TransactionStmt && way == Way::Commit;
+        let mut run = || {
+            if way != Way::Commit || (top && !ends_here) {
+                before_run(way);
+            }
+            run();
         };
         if watched {
             let outer = DEPTH.0.get();

@@ -234,6 +234,12 @@ pub fn last_commit_lsn() -> u64 {
     unsafe { pg_sys::XactLastCommitEnd }
 }
 
+/// Returns when the WAL is on disk up to `lsn`.
+pub fn flush_wal(lsn: u64) {
+    // SAFETY: outside of recovery; a position that was inserted.
+    unsafe { pg_sys::XLogFlush(lsn) };
+}
+
 /// The database of this process, or 0.
 pub fn my_database() -> u32 {
     // SAFETY: a variable of this process.
@@ -305,7 +311,8 @@ pub fn waits_for_me(pid: i32) -> bool {
     false
 }
 
-fn blocking_pids(pid: i32) -> Vec<i32> {
+/// Who holds, or waits before it for, a heavyweight lock that `pid` waits for.
+pub fn blocking_pids(pid: i32) -> Vec<i32> {
     // SAFETY: pg_blocking_pids(integer) returns an array of integers without NULLs, which is copied.
     unsafe {
         let array = pg_sys::OidFunctionCall1Coll(

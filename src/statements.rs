@@ -11,9 +11,9 @@
 //! row of its end says `{"phase": "ended"}`.
 
 use crate::audit::{self, Event, Kind};
+use crate::pg::effects::{self, Way};
 use crate::pg::guc::{name_bytes, Name, TargetState};
 use crate::pg::trampoline::{self, Begun, TransactionEnd};
-use crate::pg::effects::{self, Way};
 use crate::pg::{catch, identity, rights};
 use crate::settings::AuditWait;
 use crate::{session, settings};
@@ -407,7 +407,11 @@ fn tell_unknown() {
     let (text, detail) = kept_message();
     let event = Event {
         statement: text.as_deref(),
-        detail: Some(detail.as_deref().map_or(&br#"{"cause": "outside of a statement"}"#[..], str::as_bytes)),
+        detail: Some(
+            detail
+                .as_deref()
+                .map_or(&br#"{"cause": "outside of a statement"}"#[..], str::as_bytes),
+        ),
         ..blank_event(Kind::Statement)
     };
     let event = who.fill(event);

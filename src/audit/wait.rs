@@ -331,7 +331,10 @@ fn raise_in_vain(status: &Status, age: i64) -> ! {
     let seconds = age / 1_000_000;
     let (detail, hint) = match blockers.first() {
         Some(pid) => (
-            format!("The writer, process {}, waits for a lock that process {pid} holds.", status.writer_pid),
+            format!(
+                "The writer, process {}, waits for a lock that process {pid} holds.",
+                status.writer_pid
+            ),
             "See pg_locks for who holds a lock on impersonate.audit, and end that transaction.",
         ),
         None => (

@@ -103,8 +103,7 @@ unsafe fn is_foreign(relation: *mut pg_sys::RangeVar) -> bool {
                 None,
                 std::ptr::null_mut(),
             );
-            relation != pg_sys::InvalidOid
-                && pg_sys::get_rel_relkind(relation) as u8 == pg_sys::RELKIND_FOREIGN_TABLE
+            relation != pg_sys::InvalidOid && pg_sys::get_rel_relkind(relation) as u8 == pg_sys::RELKIND_FOREIGN_TABLE
         }
     }
 }

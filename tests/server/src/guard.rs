@@ -25,6 +25,9 @@ const CLEAN_UP: &str = r#"
             sleep 0.1
         done
     done
+    for small in "$1"/*/small; do
+        [ ! -d "$small" ] || umount -l "$small" 2>/dev/null || sudo -n umount -l "$small" 2>/dev/null
+    done
     rm -rf "$1"
 "#;
 

@@ -18,11 +18,13 @@
 
 mod account;
 mod cluster;
+mod disk;
 mod guard;
 pub mod raw;
 mod wait;
 
 pub use cluster::{shared, Builder, Cluster, Database, Output};
+pub use disk::SmallDisk;
 pub use wait::{wait_until, within};
 
 use std::sync::atomic::{AtomicU32, Ordering};

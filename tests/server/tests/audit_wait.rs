@@ -13,7 +13,9 @@ const OWNER: &str = "postgres";
 
 /// A cluster whose waits end soon, with a target that may do anything.
 fn cluster() -> Cluster {
-    let cluster = Cluster::builder().setting("impersonate.audit_wait_limit", "300ms").start();
+    let cluster = Cluster::builder()
+        .setting("impersonate.audit_wait_limit", "300ms")
+        .start();
     cluster
         .connect(OWNER, OWNER)
         .batch_execute("CREATE ROLE bob LOGIN SUPERUSER")

@@ -162,6 +162,8 @@ struct Lane {
     failures: AtomicU32,
     /// Writers that ended before they were connected, in a row.
     failed_connections: AtomicU32,
+    /// The writer found no extension in its database: nothing is to begin that couldn't be recorded.
+    no_extension: AtomicBool,
     last_error: LastError,
     /// Who waits for room and is preferred, and until when.
     pressing_pid: AtomicI32,
@@ -371,6 +373,7 @@ impl LaneHandle {
                 lane.database.store(database, Relaxed);
                 lane.failures.store(0, Relaxed);
                 lane.failed_connections.store(0, Relaxed);
+                lane.no_extension.store(false, Relaxed);
                 lane.pressing_pid.store(0, Relaxed);
                 lane.evict.store(0, Relaxed);
                 lane.generation
@@ -563,11 +566,17 @@ impl LaneHandle {
     fn writer_serves(&self) -> bool {
         let lane = self.lane;
         lane.failures.load(Relaxed) == 0
+            && !lane.no_extension.load(Relaxed)
             && match lane.writer.load(Relaxed) {
                 RUNNING => true,
                 STARTING => now() - lane.since.load(Relaxed) < START_LIMIT,
                 _ => false,
             }
+    }
+
+    /// Whether the extension is there, as the writer finds or a session sees.
+    pub fn extension_exists(&self, exists: bool) {
+        self.lock.exclusive(|| self.lane.no_extension.store(!exists, Relaxed));
     }
 
     /// Without the lock, as a hint.

@@ -132,6 +132,7 @@ pub(super) fn reserve(known: Option<LaneHandle>, bytes: u64, held: u64) -> LaneH
             }
             Reserve::NoWriter => {
                 check_extension();
+                lane.extension_exists(true);
                 watch.look();
                 // A writer on its way is good enough, unless the last one failed.
                 if let Reserve::Done = lane.try_reserve(database, bytes, held, pid) {

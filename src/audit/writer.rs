@@ -265,6 +265,7 @@ impl Writer {
                     self.nap(length, until_any);
                 }
                 Ok(Round::NoExtension) => {
+                    self.lane.extension_exists(false);
                     log_and_clear(self.lane, "extension impersonate does not exist in its database");
                     if !matches!(self.lane.leave(self.pid, true), Leave::Stay) {
                         return;

@@ -278,6 +278,37 @@ impl Cluster {
         self.start();
     }
 
+    /// Moves all databases to a new cluster of the same version by `pg_upgrade`, which takes this one's place. Stopped
+    /// before and started after.
+    pub fn upgrade(&mut self) {
+        self.stop();
+        let (old, new) = (self.folder.join("old"), self.folder.join("new"));
+        fs::rename(self.data(), &old).unwrap();
+        run(Command::new("cp").arg("-a").arg(template()).arg(&new));
+        fs::copy(old.join("postgresql.conf"), new.join("postgresql.conf")).unwrap();
+        run(server_program("pg_upgrade")
+            .current_dir(&self.folder)
+            .arg("-b")
+            .arg(bin_dir())
+            .arg("-B")
+            .arg(bin_dir())
+            .arg("-d")
+            .arg(&old)
+            .arg("-D")
+            .arg(&new)
+            .args(["-U", OWNER]));
+        fs::rename(new, self.data()).unwrap();
+        fs::remove_dir_all(old).unwrap();
+        self.start();
+    }
+
+    /// The folder of extensions' control files and scripts, of the installation that all clusters share.
+    pub fn extensions() -> PathBuf {
+        let output = Command::new(bin_dir().join("pg_config")).arg("--sharedir").output();
+        let output = output.expect("pg_config can be run").stdout;
+        Path::new(String::from_utf8(output).unwrap().trim_end()).join("extension")
+    }
+
     /// Kills every process of the server at once, with no chance to do anything: what a power cut leaves of it, but
     /// for what the system had not written yet.
     pub fn kill(&mut self) {

@@ -69,6 +69,8 @@ thread_local! {
     static OWED: Cell<u64> = const { Cell::new(0) };
     /// Its answer waits until that is on disk.
     static OWED_ON_DISK: Cell<bool> = const { Cell::new(false) };
+    /// The text of the newest statement that ended well.
+    static LAST_TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     /// A statement of this transaction has been told, or is open.
     static TOLD: Cell<bool> = const { Cell::new(false) };
 }
@@ -452,6 +454,7 @@ pub fn ended(key: usize) {
     }
     if let Some(open) = take(key) {
         open.tell(audit::SUCCESSFUL);
+        LAST_TEXT.set(open.text);
     }
 }
 
@@ -475,17 +478,24 @@ pub fn told_otherwise(key: usize, failed: bool) {
 }
 
 /// An error is on its way to the client. One that no open statement has told is of a statement that never began:
-/// it didn't parse, or its transaction could not be committed.
+/// it didn't parse, or its transaction could not be committed. A FATAL one ends the connection, which tells what is open.
 pub fn reported(sqlstate: i32, level: i32, query: &[u8]) {
     LAST_ERROR.set(sqlstate);
-    if level >= pgrx::PgLogLevel::FATAL as i32 {
+    let ends = level >= pgrx::PgLogLevel::FATAL as i32;
+    if ends {
         ENDED_BY_SERVER.set(true);
     }
-    let commits = OPEN.with_borrow(|all| all.iter().any(|open| open.ends_transaction));
-    if ERROR_TOLD.replace(false) || commits {
+    let waits = OPEN.with_borrow(|all| all.iter().any(|open| open.ends_transaction || ends));
+    if ERROR_TOLD.replace(false) || waits || (ends && query.is_empty()) {
         return;
     }
-    tell_early(query, b"", sqlstate);
+    if query.is_empty() && TOLD.get() && !identity::in_block() {
+        // The protocol's Sync commits, and has no text. Nor has a function called by the protocol, which is not told.
+        let last = LAST_TEXT.take();
+        tell_early(&last, b"", sqlstate);
+    } else {
+        tell_early(query, b"", sqlstate);
+    }
 }
 
 /// A statement failed while it was planned: it never began, but its text and tag are known.

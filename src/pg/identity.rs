@@ -64,6 +64,12 @@ pub fn reading_configuration() -> bool {
     }
 }
 
+/// Whether the client began a transaction block.
+pub fn in_block() -> bool {
+    // SAFETY: reads transaction state.
+    unsafe { pg_sys::IsTransactionBlock() }
+}
+
 /// Whether a failed transaction block waits for its ROLLBACK.
 pub fn in_failed_block() -> bool {
     // SAFETY: reads transaction state.

@@ -35,7 +35,7 @@
 //! (pushes wake it when the ring is an eighth full) or `AT_ONCE` (the writer found nothing for a while).
 
 use super::event::{decode, record_length, Event, Record, Sink};
-use crate::pg::latch::{now, spin_until, Condition, RemoteLatch};
+use crate::pg::latch::{now, Condition, RemoteLatch};
 use crate::pg::shmem::{Area, Lock, Ring};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
@@ -64,9 +64,6 @@ const PRESSING_FOR: i64 = 500_000;
 
 /// A restarted writer that failed to start waits at least so many microseconds.
 const RESTART_PAUSE: i64 = 100_000;
-
-/// Microseconds that a waiter looks before it sleeps. A hand-over takes some fifty when nothing else runs.
-const SPIN: u64 = 100;
 
 const ASLEEP_NOT: u32 = 0;
 const AT_AN_EIGHTH: u32 = 1;
@@ -503,11 +500,6 @@ impl LaneHandle {
         self.lane.waiters.wanted.fetch_max(position, Relaxed);
         fence(SeqCst);
         self.wake();
-    }
-
-    /// Looks for a moment whether `position` gets stored, without sleeping.
-    pub fn spin(&self, position: u64) -> bool {
-        spin_until(SPIN, || self.is_stored(position))
     }
 
     /// Asks to be woken when room is given back.

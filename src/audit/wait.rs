@@ -93,12 +93,9 @@ impl Watch {
 
 /// Waits until `position` is stored.
 pub(super) fn stored(lane: LaneHandle, position: u64) {
-    lane.want(position);
-    if lane.spin(position) {
-        return;
-    }
     let mut watch = Watch::new(lane);
     lane.changed().prepare();
+    lane.want(position);
     while !lane.is_stored(position) {
         watch.look();
         watch.sleep();

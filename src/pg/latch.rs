@@ -99,32 +99,6 @@ pub fn check_for_interrupts() {
     pgrx::check_for_interrupts!();
 }
 
-/// Looks again and again, for at most so many microseconds, whether `condition` holds; and on a machine with one
-/// processor once.
-pub fn spin_until(microseconds: u64, condition: impl Fn() -> bool) -> bool {
-    thread_local! {
-        static SEVERAL: bool = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
-    }
-    if condition() {
-        return true;
-    }
-    if microseconds == 0 || !SEVERAL.with(|several| *several) {
-        return false;
-    }
-    let began = std::time::Instant::now();
-    loop {
-        for _ in 0..20 {
-            std::hint::spin_loop();
-        }
-        if condition() {
-            return true;
-        }
-        if began.elapsed().as_micros() as u64 > microseconds {
-            return false;
-        }
-    }
-}
-
 /// Microseconds since 2000-01-01, as `TimestampTz`.
 pub fn now() -> i64 {
     // SAFETY: reads the clock.

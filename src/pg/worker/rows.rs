@@ -86,17 +86,27 @@ impl Store {
         // SAFETY: catalog lookups with C strings, in a transaction. The relation is locked until the transaction ends,
         // and closed by `Open` or by the transaction's abort.
         let (relation, oid, row_type) = unsafe {
-            let extension = pg_sys::get_extension_oid(target.extension.as_ptr(), true);
             let schema = pg_sys::get_namespace_oid(target.schema.as_ptr(), true);
-            if extension == pg_sys::InvalidOid || schema == pg_sys::InvalidOid {
+            if schema == pg_sys::InvalidOid {
                 return None;
             }
             let oid = pg_sys::get_relname_relid(target.table.as_ptr(), schema);
             if oid == pg_sys::InvalidOid {
                 return None;
             }
+            // These two have no cache. A table that belonged to the extension is no stranger's as long as it is that one:
+            // with the extension it goes itself.
+            let is_known = self.known.as_ref().is_some_and(|known| known.relation == oid);
+            let extension = if is_known {
+                pg_sys::InvalidOid
+            } else {
+                pg_sys::get_extension_oid(target.extension.as_ptr(), true)
+            };
+            if !is_known && extension == pg_sys::InvalidOid {
+                return None;
+            }
             let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
-            if pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, oid) != extension {
+            if !is_known && pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, oid) != extension {
                 refuse(target, "it does not belong to the extension");
             }
             let form = &*(*relation).rd_rel;

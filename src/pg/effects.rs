@@ -15,7 +15,7 @@ extern "C-unwind" {
 /// Whether the transaction, about to commit, has an id: then its commit is in the WAL.
 pub fn has_transaction_id() -> bool {
     // SAFETY: reads state of this process. A child's id implies one of its own.
-    unsafe { pg_sys::GetTopTransactionIdIfAny() != pg_sys::TransactionId::from(pg_sys::InvalidTransactionId) }
+    unsafe { pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId }
 }
 
 /// Whether the transaction may get an id yet: NOTIFY takes it after the callbacks that precede a commit, and so may the
@@ -30,6 +30,7 @@ pub fn may_get_transaction_id() -> bool {
 
 /// How the effects of a statement get to the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum Way {
     /// With the transaction's commit.
     Commit,

@@ -348,7 +348,7 @@ unsafe fn plan(
 unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: c_int) {
     // SAFETY: called as the server called us; the frames hold no destructors.
     unsafe {
-        let mut start = || match PREVIOUS_START {
+        let start = || match PREVIOUS_START {
             Some(previous) => previous(query, flags),
             None => standard_ExecutorStart(query, flags),
         };
@@ -510,7 +510,7 @@ unsafe extern "C-unwind" fn process_utility(
         } else {
             context
         };
-        let mut run = || match PREVIOUS_UTILITY {
+        let run = || match PREVIOUS_UTILITY {
             Some(previous) => {
                 previous(
                     course.statement,

@@ -10,7 +10,8 @@ pub static HANDLERS: Handlers = Handlers {
     bare_call: session::refuse_shadow,
     check: session::check,
     begun: statements::begun,
-    rows: statements::rows,
+    joined: statements::joined,
+    ran: statements::ran,
     ended: statements::ended,
     failed: statements::failed,
     failed_early: statements::failed_early,
@@ -30,6 +31,7 @@ pub static HANDLERS: Handlers = Handlers {
         guard::before_commit();
         statements::before_commit();
     },
+    part_aborts: statements::part_aborts,
     transaction_ends: |end| {
         // The statements' rows carry the identity that they ran under, so they come first.
         statements::transaction_ends(end);

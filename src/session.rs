@@ -525,6 +525,7 @@ pub fn start(switch: Switch, space: usize) -> Name {
         local: switch.local,
         audited: settings::audit_statements() != settings::AuditStatements::none,
         audit_wait: settings::audit_wait().settled(),
+        nested: settings::audit_nested(),
         reason: guc::Reason::new(switch.reason.unwrap_or_default()),
     };
     let value = CString::new(target_name).unwrap_or_default();

@@ -66,6 +66,10 @@ static AUDIT_STATEMENTS: GucSetting<AuditStatements> =
 static AUDIT_WAIT: GucSetting<AuditWait> = GucSetting::<AuditWait>::new(AuditWait::commit);
 // 64 kB holds what people write; what programs write is told by length and SHA-256 (L10).
 static AUDIT_STATEMENT_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);
+// On: without them a prepared statement's text says little.
+static AUDIT_PARAMETERS: GucSetting<bool> = GucSetting::<bool>::new(true);
+// Off: what a function does is the function's, and a loop would have a row for each turn.
+static AUDIT_NESTED: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 // A pooler that hands a connection on in the middle of a session cannot be seen from here; whoever sets one up knows.
 static LOCAL_ONLY: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -101,6 +105,16 @@ pub fn audit_statements() -> AuditStatements {
 /// What waits for an event's way to the disk.
 pub fn audit_wait() -> AuditWait {
     AUDIT_WAIT.get()
+}
+
+/// Whether rows have the values of parameters.
+pub fn audit_parameters() -> bool {
+    AUDIT_PARAMETERS.get()
+}
+
+/// Whether statements inside others have rows of their own.
+pub fn audit_nested() -> bool {
+    AUDIT_NESTED.get()
 }
 
 /// Bytes of statement text that a row keeps.
@@ -155,6 +169,22 @@ pub fn define() {
         c"What waits until the rows of an impersonated session are in the audit.",
         c"off (nothing), commit (no effect becomes durable before its rows), or flush (also nothing is returned before).",
         &AUDIT_WAIT,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"impersonate.audit_parameters",
+        c"Rows of statements have the values of their parameters.",
+        c"Values that stand where a password would be redacted are redacted, too.",
+        &AUDIT_PARAMETERS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"impersonate.audit_nested",
+        c"Statements inside functions, triggers, DO and the like have rows of their own.",
+        c"Settled for an impersonation when it begins.",
+        &AUDIT_NESTED,
         GucContext::Suset,
         GucFlags::default(),
     );

@@ -1,4 +1,5 @@
-//! Top-level statements under an impersonation, from their beginning to their row in the audit (L3).
+//! Statements under an impersonation, from their beginning to their row in the audit (L3): the client's own, and with
+//! `impersonate.audit_nested` those inside them.
 //!
 //! Space in the queue is set aside when a statement begins, which may wait or fail: then the statement doesn't run
 //! (L6). So its end, however it comes, can be told without waiting: from an error's way out, from the end of a
@@ -10,10 +11,14 @@
 //! row before them, with `{"phase": "begun"}`, and with `impersonate.audit_wait = flush` every statement has that; the
 //! row of its end says `{"phase": "ended"}`.
 
-use crate::audit::{self, Event, Kind};
+mod content;
+
+use crate::audit::{self, Event, Kind, ListBuffer};
 use crate::pg::effects::{self, Way};
 use crate::pg::guc::{name_bytes, Name, TargetState};
-use crate::pg::trampoline::{self, Begun, TransactionEnd};
+use crate::pg::parameters::Parameters;
+use crate::pg::relations::{Relations, Touched};
+use crate::pg::trampoline::{self, Begun, Ran, TransactionEnd};
 use crate::pg::{catch, identity, rights};
 use crate::settings::AuditWait;
 use crate::{session, settings};
@@ -40,6 +45,17 @@ struct Open {
     who: Who,
     begun_at: i64,
     rows: Option<u64>,
+    /// When a part of it last ended, if it can have several: a portal that is read bit by bit.
+    ran_at: Option<i64>,
+    relations: Option<ListBuffer>,
+    parameters: Option<ListBuffer>,
+    /// Of a utility statement, for the query inside it to be added.
+    touched: Vec<Touched>,
+    /// 0 for the client's own.
+    level: u32,
+    is_utility: bool,
+    /// The part of the transaction in which it began.
+    subtransaction: u32,
     /// Bytes set aside; 0: a standing event is used.
     reserved: usize,
     /// It has its first row of two.
@@ -191,6 +207,13 @@ impl Who {
         }
     }
 
+    fn nested(&self) -> bool {
+        match self {
+            Who::Impersonating(state, _) => state.nested,
+            Who::Login { .. } => settings::audit_nested(),
+        }
+    }
+
     fn fill<'a>(&'a self, event: Event<'a>) -> Event<'a> {
         match self {
             Who::Impersonating(state, role) => Event {
@@ -212,12 +235,13 @@ impl Who {
 }
 
 impl Open {
-    fn event(&self, sqlstate: [u8; 5]) -> Event<'_> {
-        let now = identity::now();
+    fn event(&self, sqlstate: [u8; 5], now: i64) -> Event<'_> {
         self.who.fill(Event {
             time: self.begun_at,
             command_tag: Some(self.tag),
             statement: Some(&self.text),
+            parameters: self.parameters.as_ref().map(ListBuffer::as_list),
+            relations: self.relations.as_ref().map(ListBuffer::as_list),
             row_count: self.rows.and_then(|rows| i64::try_from(rows).ok()),
             duration_us: Some(now.saturating_sub(self.begun_at)),
             sqlstate,
@@ -227,7 +251,7 @@ impl Open {
     }
 
     fn tell(&self, sqlstate: [u8; 5]) {
-        let event = self.event(sqlstate);
+        let event = self.event(sqlstate, self.ran_at.unwrap_or_else(identity::now));
         let detail = self.begun_told.then(|| with_phase(self.detail.as_deref(), "ended"));
         let event = Event {
             detail: detail.as_deref().map_or(event.detail, |detail| Some(detail.as_bytes())),
@@ -248,7 +272,7 @@ impl Open {
             row_count: None,
             duration_us: None,
             detail: Some(detail.as_bytes()),
-            ..self.event(audit::SUCCESSFUL)
+            ..self.event(audit::SUCCESSFUL, self.begun_at)
         };
         owe(audit::push_reserved(&event, reserved), self.who.waits());
     }
@@ -310,12 +334,18 @@ pub fn begun(statement: &Begun) {
         return;
     }
     trampoline::follow_transactions();
+    if statement.level == 0 {
+        trampoline::watch_nested(who.nested());
+    }
+    let text = redacted_arguments(statement);
     let (text, detail) = kept(
-        statement.text,
+        &text,
         if statement.must_run {
             STANDING_TEXT
         } else {
-            statement_limit()
+            // However long its lists get.
+            let lists = content::relations_limit() + content::parameters_limit() + content::prepared_limit();
+            statement_limit().min(audit::max_event_bytes().saturating_sub(STANDING_BYTES + lists))
         },
     );
     let mut open = Open {
@@ -328,17 +358,48 @@ pub fn begun(statement: &Begun) {
         begun_at: identity::now(),
         // Present in the size that is set aside.
         rows: None,
+        ran_at: None,
+        relations: None,
+        parameters: None,
+        touched: Vec::new(),
+        level: statement.level,
+        is_utility: statement.is_utility,
+        subtransaction: identity::subtransaction(),
         reserved: 0,
         begun_told: false,
     };
+    if statement.level > 0 {
+        let pair = format!("\"nested\": true, \"depth\": {}", statement.level);
+        open.note(Some(&pair));
+    }
     if !statement.must_run {
+        if let Some((prepared, _)) = statement.prepared {
+            open.note(Some(&content::prepared(prepared)));
+        }
+        open.touches(statement.relations);
+        if !statement.is_utility {
+            open.touched = Vec::new();
+        }
+        open.is_given(statement.parameters, statement.text);
         stand_by();
-        // The statement may change application_name, which its row has as it is in the end.
-        let bytes = open.event(audit::SUCCESSFUL).size() + NAME_BYTES + PHASE_BYTES;
+        let bytes = open.needs();
+        if statement.level > 0 && audit::reserved_bytes() + bytes > audit::max_reserved_bytes() / 2 {
+            // Recursion without end: it is told now, as what it came to would take room for each level.
+            open.note(Some("\"phase\": \"begun\""));
+            let event = Event {
+                duration_us: None,
+                ..open.event(audit::SUCCESSFUL, open.begun_at)
+            };
+            TOLD.set(true);
+            owe(audit::push(&event), open.who.waits());
+            return;
+        }
         audit::reserve(bytes);
         open.reserved = bytes;
     }
-    ERROR_TOLD.set(false);
+    if statement.level == 0 {
+        ERROR_TOLD.set(false);
+    }
     OPEN.with_borrow_mut(|all| all.push(open));
 }
 
@@ -380,9 +441,7 @@ pub fn before_commit() {
 fn tell_begun() {
     let sizes: Vec<usize> = OPEN.with_borrow(|all| {
         let lacking = all.iter().filter(|open| open.lacks_begun());
-        lacking
-            .map(|open| open.event(audit::SUCCESSFUL).size() + NAME_BYTES + PHASE_BYTES)
-            .collect()
+        lacking.map(|open| open.needs()).collect()
     });
     if sizes.is_empty() {
         return;
@@ -422,13 +481,89 @@ fn tell_unknown() {
     owe(audit::push_reserved(&event, size), who.waits());
 }
 
+/// L7: what stands for a secret of the prepared statement is one in EXECUTE.
+fn redacted_arguments<'a>(statement: &Begun<'a>) -> std::borrow::Cow<'a, [u8]> {
+    match statement.prepared {
+        Some((prepared, count)) => impersonate_policy::redact_arguments(
+            statement.text,
+            &impersonate_policy::secret_parameters(prepared, count),
+        ),
+        None => statement.text.into(),
+    }
+}
+
+impl Open {
+    fn note(&mut self, pairs: Option<&str>) {
+        self.detail = content::with(self.detail.take(), pairs);
+    }
+
+    fn touches(&mut self, relations: Relations) {
+        self.touched.extend(relations.read());
+        let kept = content::relations(&mut self.touched);
+        self.relations = kept.list;
+        self.note(kept.note.as_deref());
+    }
+
+    fn is_given(&mut self, parameters: Parameters, text: &[u8]) {
+        let kept = content::parameters(parameters, text);
+        if kept.list.is_some() {
+            self.parameters = kept.list;
+            self.note(kept.note.as_deref());
+        }
+    }
+
+    /// Bytes that its row will take. The statement may change application_name, which the row has as it is in the end.
+    fn needs(&self) -> usize {
+        self.event(audit::SUCCESSFUL, self.begun_at).size() + NAME_BYTES + PHASE_BYTES
+    }
+}
+
+/// The query starts that a utility statement has in it: its relations, and the parameters that EXECUTE gives it, are
+/// that statement's. May wait, and raises.
+pub fn joined(key: usize, relations: Relations, parameters: Parameters, text: &[u8]) {
+    let more = OPEN.with_borrow_mut(|all| {
+        let open = all.iter_mut().rfind(|open| open.key == key && open.reserved > 0)?;
+        let noted = open.detail.clone();
+        open.touches(relations);
+        // Several queries, by a rule, say the same.
+        if open.parameters.is_none() {
+            open.is_given(parameters, text);
+        }
+        let more = open.needs().saturating_sub(open.reserved);
+        // Until that is set aside it has to do with what there is.
+        (more > 0).then(|| {
+            (
+                more,
+                open.relations.take(),
+                open.parameters.take(),
+                std::mem::replace(&mut open.detail, noted),
+            )
+        })
+    });
+    let Some((more, relations, parameters, detail)) = more else {
+        return;
+    };
+    audit::reserve(more);
+    OPEN.with_borrow_mut(|all| match all.iter_mut().rfind(|open| open.key == key) {
+        Some(open) => {
+            (open.relations, open.parameters, open.detail) = (relations, parameters, detail);
+            open.reserved += more;
+        }
+        None => audit::release(more),
+    });
+}
+
 /// A part of a statement ran and gave or touched this many rows.
-pub fn rows(key: usize, rows: u64) {
+pub fn ran(key: usize, rows: u64, course: Ran) {
     OPEN.with_borrow_mut(|all| {
         if let Some(open) = all.iter_mut().rfind(|open| open.key == key) {
             open.rows = Some(open.rows.unwrap_or(0) + rows);
+            open.ran_at = (course == Ran::Suspended).then(identity::now);
         }
     });
+    if course == Ran::Complete {
+        ended(key);
+    }
 }
 
 fn take(key: usize) -> Option<Open> {
@@ -454,15 +589,21 @@ pub fn ended(key: usize) {
     }
     if let Some(open) = take(key) {
         open.tell(audit::SUCCESSFUL);
-        LAST_TEXT.set(open.text);
+        if open.level == 0 {
+            LAST_TEXT.set(open.text);
+        }
     }
 }
 
 /// A statement failed.
 pub fn failed(key: usize, sqlstate: i32) {
-    if let Some(open) = take(key) {
+    if let Some(mut open) = take(key) {
+        open.ran_at = None;
         open.tell(catch::sqlstate_text(sqlstate));
-        ERROR_TOLD.set(true);
+        // One that is nested may be caught by what it is in.
+        if open.level == 0 {
+            ERROR_TOLD.set(true);
+        }
     }
 }
 
@@ -518,12 +659,19 @@ fn tell_early(text: &[u8], tag: &'static [u8], sqlstate: i32) {
         who,
         begun_at,
         rows: None,
+        ran_at: None,
+        relations: None,
+        parameters: None,
+        touched: Vec::new(),
+        level: 0,
+        is_utility: false,
+        subtransaction: 0,
         reserved: 0,
         begun_told: false,
     };
     let event = Event {
         command_tag: (!tag.is_empty()).then_some(tag),
-        ..whole.event(catch::sqlstate_text(sqlstate))
+        ..whole.event(catch::sqlstate_text(sqlstate), begun_at)
     };
     TOLD.set(true);
     if let Some(ticket) = audit::try_push(&event) {
@@ -539,20 +687,27 @@ fn tell_early(text: &[u8], tag: &'static [u8], sqlstate: i32) {
     }
 }
 
+/// A part of the transaction is undone: portals that were opened in it are gone, without an end of their own.
+pub fn part_aborts(subtransaction: u32) {
+    // What failed has been told. These were open and did not.
+    tell_those(|open| open.subtransaction >= subtransaction, |_| audit::SUCCESSFUL);
+}
+
 /// The transaction, or a part of it, ended: what waited for it is told, and what it took along.
 pub fn transaction_ends(end: TransactionEnd) {
     match end {
         TransactionEnd::SubtransactionCommit | TransactionEnd::SubtransactionAbort => return,
-        // A procedure that ends transactions while it runs is not over.
-        _ if trampoline::depth() > 0 => return,
+        // A procedure that ends transactions while it runs is not over, but the queries that it had open are.
+        _ if trampoline::depth() > 0 => return tell_those(|open| !open.is_utility, |_| audit::SUCCESSFUL),
         TransactionEnd::Commit => tell_all(audit::SUCCESSFUL),
         TransactionEnd::Abort => {
-            let error = LAST_ERROR.replace(0);
-            tell_all(if error == 0 {
-                *b"40000"
-            } else {
-                catch::sqlstate_text(error)
-            });
+            let error = match LAST_ERROR.replace(0) {
+                0 => *b"40000",
+                error => catch::sqlstate_text(error),
+            };
+            // A portal that gave rows and was left did not fail.
+            let gave = |open: &Open| open.rows.is_some() && !open.ends_transaction;
+            tell_those(|_| true, |open| if gave(open) { audit::SUCCESSFUL } else { error });
         }
     }
     TOLD.set(false);
@@ -566,9 +721,19 @@ pub fn transaction_ends(end: TransactionEnd) {
 }
 
 fn tell_all(sqlstate: [u8; 5]) {
-    let all = OPEN.with_borrow_mut(std::mem::take);
-    for open in &all {
-        open.tell(sqlstate);
+    tell_those(|_| true, |_| sqlstate);
+}
+
+fn tell_those(which: impl Fn(&Open) -> bool, sqlstate: impl Fn(&Open) -> [u8; 5]) {
+    let mut told = OPEN.with_borrow_mut(|all| {
+        let (told, left): (Vec<_>, Vec<_>) = std::mem::take(all).into_iter().partition(which);
+        *all = left;
+        told
+    });
+    // Those that are inside come first.
+    told.sort_by_key(|open| std::cmp::Reverse(open.level));
+    for open in &told {
+        open.tell(sqlstate(open));
     }
     if !session::must_watch() {
         trampoline::watch(false);

@@ -28,7 +28,7 @@ pub use possession::{Grant, ObjectId, ObjectName, Possession, Privileges};
 pub use privilege::{parse_privilege, ListError, Privilege};
 pub use quote::{quote_identifier, quote_literal};
 pub use reach::{usable, Reaches};
-pub use redact::{redact, secrets};
+pub use redact::{redact, redact_arguments, secret_parameters, secrets};
 pub use render::Rendered;
 pub use revoke::{revoke, NotGranted, RevokeError, RevokeRequest, RevokeWhat, Revoked};
 pub use right::{Admin, Right, Scope};

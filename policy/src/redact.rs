@@ -8,10 +8,12 @@
 
 mod frame;
 mod pairs;
+mod parameters;
 mod scan;
 mod statement;
 mod string;
 
+pub use parameters::{redact_arguments, secret_parameters};
 use scan::{scan, Kind, Token};
 use std::borrow::Cow;
 

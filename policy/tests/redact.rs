@@ -1,6 +1,6 @@
 //! L7 and S7: no password and no cookie in recorded statement text.
 
-use impersonate_policy::redact;
+use impersonate_policy::{redact, redact_arguments, secret_parameters};
 use proptest::prelude::*;
 use std::borrow::Cow;
 
@@ -651,4 +651,69 @@ proptest! {
     fn text_without_a_sign_of_secrets_is_not_even_copied(text in "[a-jl-oq-rt-z '\"();,.=$*/-]{0,300}") {
         prop_assert!(matches!(redact(text.as_bytes()), Cow::Borrowed(same) if same == text.as_bytes()));
     }
+}
+
+#[test]
+fn parameters_are_secret_where_constants_would_be() {
+    let cases: &[(&str, &[usize])] = &[
+        ("SELECT $1, $2", &[]),
+        ("UPDATE users SET password = $2 WHERE name = $1", &[2]),
+        (
+            "UPDATE users SET name = $1, password = crypt($2, gen_salt('bf')) WHERE id = $3",
+            &[2],
+        ),
+        (
+            "INSERT INTO users (name, password, note) VALUES ($1, $2, $3), ($4, $5, $6)",
+            &[2, 5],
+        ),
+        ("SELECT set_config('app.db_password', $1, false)", &[1]),
+        ("SELECT * FROM users WHERE password = $1::text AND name = $2", &[1]),
+        ("SELECT setuser($1, cookie => $2)", &[2]),
+        ("SELECT setuser($1, $2, false, $3)", &[3]),
+        ("SELECT setuser($1, reason => $2), 'a'", &[]),
+        ("SELECT $1 -- the password", &[]),
+        ("SELECT '<parameter 1>', $1 AS password", &[1]),
+        ("SELECT '$1 password', $2", &[]),
+        ("SELECT $0, $99999999999999999999 AS password", &[]),
+    ];
+    for (text, expected) in cases {
+        let secret = secret_parameters(text.as_bytes(), 6);
+        let found: Vec<usize> = (1..=6).filter(|number| secret[number - 1]).collect();
+        assert_eq!(&found, expected, "{text}");
+    }
+    assert!(secret_parameters(b"SELECT $1 AS password", 0).is_empty());
+}
+
+#[test]
+fn arguments_for_secret_parameters_are_redacted() {
+    let cases = [
+        ("EXECUTE p('bob', 'S3cr3t')", "EXECUTE p('bob', '<redacted>')"),
+        (
+            "execute \"p q\" (1,/* x */ f('a,)(', 'b') || 'S3cr3t' )",
+            "execute \"p q\" (1,'<redacted>')",
+        ),
+        (
+            "EXPLAIN ANALYZE EXECUTE p(1, $$S3cr3t$$)",
+            "EXPLAIN ANALYZE EXECUTE p(1, '<redacted>')",
+        ),
+        (
+            "CREATE TABLE t AS EXECUTE p(1, 12345) WITH NO DATA",
+            "CREATE TABLE t AS EXECUTE p(1, '<redacted>') WITH NO DATA",
+        ),
+        ("EXECUTE p(1, 'S3cr3t", "EXECUTE p('<redacted>'"),
+        ("EXECUTE p", "EXECUTE p"),
+        (
+            "CREATE TABLE execute (a) AS EXECUTE p(1, 'S3cr3t')",
+            "CREATE TABLE execute (a) AS EXECUTE p(1, '<redacted>')",
+        ),
+        (
+            "CREATE TABLE execute AS EXECUTE execute(1, 'S3cr3t')",
+            "CREATE TABLE execute AS EXECUTE execute(1, '<redacted>')",
+        ),
+    ];
+    for (text, expected) in cases {
+        let got = redact_arguments(text.as_bytes(), &[false, true]).into_owned();
+        assert_eq!(String::from_utf8(got).unwrap(), expected, "{text}");
+    }
+    assert_eq!(&*redact_arguments(b"EXECUTE p('x')", &[false]), b"EXECUTE p('x')");
 }

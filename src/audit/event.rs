@@ -64,8 +64,8 @@ pub struct Event<'a> {
     pub client_addr: Option<Text<'a>>,
     pub command_tag: Option<Text<'a>>,
     pub statement: Option<Text<'a>>,
-    pub parameters: Option<&'a [Option<Text<'a>>]>,
-    pub relations: Option<&'a [Text<'a>]>,
+    pub parameters: Option<List<'a>>,
+    pub relations: Option<List<'a>>,
     pub row_count: Option<i64>,
     pub duration_us: Option<i64>,
     pub sqlstate: [u8; 5],
@@ -102,21 +102,12 @@ impl Event<'_> {
     /// Bytes that the event takes in the queue, head and alignment included.
     pub fn size(&self) -> usize {
         let texts: usize = self.texts().iter().flatten().map(|text| text.len()).sum();
-        let parameters: usize = self
-            .parameters
+        let lists: usize = [self.parameters, self.relations]
             .iter()
-            .copied()
             .flatten()
-            .map(|text| 4 + text.map_or(0, <[u8]>::len))
+            .map(|list| list.bytes.len())
             .sum();
-        let relations: usize = self
-            .relations
-            .iter()
-            .copied()
-            .flatten()
-            .map(|text| 4 + text.len())
-            .sum();
-        (HEAD + texts + 4 + parameters + 4 + relations).next_multiple_of(8)
+        (HEAD + texts + 4 + 4 + lists).next_multiple_of(8)
     }
 
     /// Those that have their length in the head, in this order.
@@ -158,11 +149,8 @@ impl Event<'_> {
         }
         sink.put(&head);
         texts.iter().flatten().for_each(|text| sink.put(text));
-        put_list(sink, self.parameters.map(|list| (list.len(), list.iter().copied())));
-        put_list(
-            sink,
-            self.relations.map(|list| (list.len(), list.iter().copied().map(Some))),
-        );
+        put_list(sink, self.parameters);
+        put_list(sink, self.relations);
     }
 
     /// The event without what can be long: at most 640 bytes if its other texts are shorter than 64, as names are.
@@ -178,15 +166,12 @@ impl Event<'_> {
     }
 }
 
-fn put_list<'a>(sink: &mut impl Sink, list: Option<(usize, impl Iterator<Item = Option<Text<'a>>>)>) {
-    let Some((length, elements)) = list else {
+fn put_list(sink: &mut impl Sink, list: Option<List>) {
+    let Some(list) = list else {
         return sink.put(&NONE.to_ne_bytes());
     };
-    sink.put(&(length as u32).to_ne_bytes());
-    for element in elements {
-        sink.put(&element.map_or(NONE, |text| text.len() as u32).to_ne_bytes());
-        sink.put(element.unwrap_or_default());
-    }
+    sink.put(&(list.count as u32).to_ne_bytes());
+    sink.put(list.bytes);
 }
 
 /// An event as the writer finds it in the queue.
@@ -214,11 +199,39 @@ pub struct Record<'a> {
     pub detail: Option<Text<'a>>,
 }
 
-/// Texts of a list, some of which may be NULL.
+/// Texts of a list, some of which may be NULL, in the form that they have in the queue.
 #[derive(Clone, Copy, Debug)]
 pub struct List<'a> {
     count: usize,
     bytes: &'a [u8],
+}
+
+/// A list that grows.
+#[derive(Clone, Debug, Default)]
+pub struct ListBuffer {
+    count: usize,
+    bytes: Vec<u8>,
+}
+
+impl ListBuffer {
+    pub fn push(&mut self, text: Option<Text>) {
+        let length = text.map_or(NONE, |text| text.len() as u32);
+        self.bytes.extend_from_slice(&length.to_ne_bytes());
+        self.bytes.extend_from_slice(text.unwrap_or_default());
+        self.count += 1;
+    }
+
+    pub fn as_list(&self) -> List<'_> {
+        List {
+            count: self.count,
+            bytes: &self.bytes,
+        }
+    }
+
+    /// Bytes that the list takes in an event.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
 }
 
 impl<'a> List<'a> {
@@ -326,7 +339,13 @@ impl<'a> Reader<'a> {
 mod tests {
     use super::*;
 
-    fn event<'a>(parameters: Option<&'a [Option<Text<'a>>]>, relations: Option<&'a [Text<'a>]>) -> Event<'a> {
+    fn list(texts: &[Option<Text>]) -> ListBuffer {
+        let mut list = ListBuffer::default();
+        texts.iter().for_each(|text| list.push(*text));
+        list
+    }
+
+    fn event<'a>(parameters: Option<List<'a>>, relations: Option<List<'a>>) -> Event<'a> {
         Event {
             kind: Kind::Denied,
             time: -1,
@@ -361,8 +380,9 @@ mod tests {
     #[test]
     fn an_event_comes_back_as_it_was() {
         let parameters: [Option<Text>; 3] = [Some(b"a"), None, Some(b"")];
-        let relations: [Text; 2] = [b"public.t", b""];
-        let event = event(Some(&parameters), Some(&relations));
+        let relations: [Option<Text>; 2] = [Some(b"public.t"), Some(b"")];
+        let (list_1, list_2) = (list(&parameters), list(&relations));
+        let event = event(Some(list_1.as_list()), Some(list_2.as_list()));
         let bytes = encoded(&event);
         assert_eq!(record_length(*bytes.first_chunk().unwrap()), event.size());
         let record = decode(&bytes).unwrap();
@@ -386,12 +406,12 @@ mod tests {
         );
         assert_eq!((record.impersonation_id, record.sqlstate), (Some([3; 16]), *b"42501"));
         assert!(record.parameters.unwrap().iter().eq(parameters));
-        assert!(record.relations.unwrap().iter().eq(relations.map(Some)));
+        assert!(record.relations.unwrap().iter().eq(relations));
     }
 
     #[test]
     fn a_missing_list_is_not_an_empty_one() {
-        let bytes = encoded(&event(None, Some(&[])));
+        let bytes = encoded(&event(None, Some(ListBuffer::default().as_list())));
         let record = decode(&bytes).unwrap();
         assert!(record.parameters.is_none());
         assert_eq!(record.relations.unwrap().iter().count(), 0);
@@ -400,7 +420,7 @@ mod tests {
     #[test]
     fn no_damage_makes_decoding_panic() {
         let parameters: [Option<Text>; 2] = [Some(b"abc"), None];
-        let bytes = encoded(&event(Some(&parameters), None));
+        let bytes = encoded(&event(Some(list(&parameters).as_list()), None));
         for length in 0..bytes.len() {
             let _ = decode(&bytes[..length]).map(|record| record.parameters.map(|list| list.iter().count()));
         }

@@ -14,7 +14,7 @@ mod queue;
 mod wait;
 mod writer;
 
-pub use event::{Event, Kind, SUCCESSFUL};
+pub use event::{Event, Kind, ListBuffer, SUCCESSFUL};
 pub use writer::is_writer;
 
 use crate::pg::worker;
@@ -35,6 +35,16 @@ pub fn init() {
 /// The largest event that the queue takes. Who builds an event cuts its statement and parameters to fit.
 pub fn max_event_bytes() -> usize {
     queue::max_event_bytes()
+}
+
+/// The most that one session may have set aside while it asks for more.
+pub fn max_reserved_bytes() -> usize {
+    queue::max_reservation()
+}
+
+/// What this session has set aside.
+pub fn reserved_bytes() -> usize {
+    SESSION.with(|session| session.reserved.get()) as usize
 }
 
 /// What this session has in the queue. While `reserved` isn't 0 the lane belongs to the session's database.

@@ -42,6 +42,8 @@ pub struct TargetState {
     pub audited: bool,
     /// What its statements wait for (`settings::AuditWait`), settled likewise: it can become more, but not less.
     pub audit_wait: u8,
+    /// So are those inside them. Settled likewise.
+    pub nested: bool,
     /// The reason as far as `impersonate.active` shows it; the audit has all of it.
     pub reason: Reason,
 }

@@ -88,6 +88,12 @@ pub fn parallel_worker() -> bool {
     unsafe { pg_sys::ParallelWorkerNumber >= 0 }
 }
 
+/// The part of the transaction that is going on: numbers that grow, 1 for the transaction itself.
+pub fn subtransaction() -> u32 {
+    // SAFETY: reads transaction state.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
 /// The name of a role, in the server's encoding; None when it is gone.
 pub fn role_name(role: Oid) -> Option<Vec<u8>> {
     // SAFETY: with noerr it returns null for what it doesn't find; else a palloc'ed string.

@@ -211,6 +211,20 @@ pub unsafe fn is_portals_statement(statement: *const pg_sys::PlannedStmt) -> boo
     }
 }
 
+/// Whether the query is all that the active portal runs, and gives rows alone: then nothing comes after its last one.
+///
+/// # Safety
+/// `query` may be any pointer; it is only compared.
+pub unsafe fn only_reads(query: *const pg_sys::QueryDesc) -> bool {
+    // SAFETY: the active portal is valid.
+    unsafe {
+        let portal = pg_sys::ActivePortal;
+        !portal.is_null()
+            && (*portal).strategy == pg_sys::PortalStrategy::PORTAL_ONE_SELECT
+            && std::ptr::eq((*portal).queryDesc, query)
+    }
+}
+
 /// [`is_clients_own_call`], answered with the key that the executor's hooks know the statement by.
 pub fn clients_own_call(fcinfo: pg_sys::FunctionCallInfo) -> Option<usize> {
     // SAFETY: SQL functions hand on their own fcinfo; the active portal has a query if the first test says so.

@@ -11,7 +11,9 @@
 
 use super::catch::with_undo;
 use super::effects::{self, Way};
-use super::{identity, nodes, portal};
+use super::parameters::Parameters;
+use super::relations::Relations;
+use super::{identity, nodes, portal, store};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag, ProcessUtilityContext};
 use std::cell::Cell;
@@ -72,7 +74,7 @@ mod run {
         execute_once: bool,
     ) {
         // SAFETY: the hook's own arguments.
-        unsafe { super::executor_run(query, &mut || run(query, direction, count, execute_once)) }
+        unsafe { super::executor_run(query, count, &mut || run(query, direction, count, execute_once)) }
     }
 }
 
@@ -98,19 +100,38 @@ mod run {
         count: u64,
     ) {
         // SAFETY: the hook's own arguments.
-        unsafe { super::executor_run(query, &mut || run(query, direction, count)) }
+        unsafe { super::executor_run(query, count, &mut || run(query, direction, count)) }
     }
 }
 
-/// A top-level statement as it begins. `key` names it until it ends; 0 for utility statements.
+/// A statement as it begins. `key` names it until it ends.
 pub struct Begun<'a> {
     pub key: usize,
+    pub is_utility: bool,
+    /// How many statements it is inside of; 0 for the client's own.
+    pub level: u32,
     pub text: &'a [u8],
     pub tag: &'static [u8],
+    pub relations: Relations,
+    pub parameters: Parameters,
+    /// The statement that EXECUTE runs, and how many parameters it has.
+    pub prepared: Option<(&'a [u8], usize)>,
     /// A COMMIT or PREPARE TRANSACTION: how it ended is known only when the transaction has ended.
     pub ends_transaction: bool,
     /// A ROLLBACK, or anything in a failed transaction: it must not be kept from running, or the session is stuck.
     pub must_run: bool,
+}
+
+/// How a part of a statement came to its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ran {
+    /// As it was asked to, and there may be more.
+    Suspended,
+    /// Nothing of the statement is left to run, and nothing of it can fail.
+    Complete,
+    /// What comes now, the end or an error, comes at once.
+    Other,
 }
 
 /// A utility statement before it runs.
@@ -148,7 +169,9 @@ pub struct Handlers {
     /// A statement is about to run, the client's own or one inside it whose effects don't wait for the commit. May raise
     /// and wait.
     pub before_run: fn(Way),
-    pub rows: fn(key: usize, rows: u64),
+    /// The query in this utility statement begins. May raise.
+    pub joined: fn(key: usize, Relations, Parameters, text: &[u8]),
+    pub ran: fn(key: usize, rows: u64, Ran),
     pub ended: fn(key: usize),
     pub failed: fn(key: usize, sqlstate: i32),
     /// A statement failed before it began.
@@ -165,6 +188,8 @@ pub struct Handlers {
     pub last_words: fn() -> Option<Vec<u8>>,
     /// The transaction is about to commit or to be prepared. May raise.
     pub before_commit: fn(),
+    /// Portals of this part of the transaction, and of those inside it, are gone.
+    pub part_aborts: fn(subtransaction: u32),
     pub transaction_ends: fn(TransactionEnd),
     pub exiting: fn(),
     /// Whether every session is watched. Neither raises nor waits.
@@ -178,6 +203,8 @@ unsafe impl<T> Sync for Process<T> {}
 static HANDLERS: Process<Option<&'static Handlers>> = Process(Cell::new(None));
 static WATCHING: Process<bool> = Process(Cell::new(false));
 static DEPTH: Process<u32> = Process(Cell::new(0));
+static NESTED: Process<bool> = Process(Cell::new(false));
+static PARTS: Process<Parts> = Process(Cell::new(Parts::NONE));
 static EXIT_REGISTERED: Process<bool> = Process(Cell::new(false));
 
 static mut PREVIOUS_PLANNER: pg_sys::planner_hook_type = None;
@@ -195,6 +222,70 @@ pub fn watch(on: bool) {
 /// See [`watch`].
 pub fn watching() -> bool {
     WATCHING.0.get() || (handlers().always)()
+}
+
+/// Whether statements inside the client's own are followed, too.
+pub fn watch_nested(on: bool) {
+    NESTED.0.set(on);
+}
+
+/// The product's own queries are nobody's.
+fn follows_nested() -> bool {
+    NESTED.0.get() && !store::is_ours()
+}
+
+/// The utility statement that is running, if it has queries in it that are its own rather than a function's.
+#[derive(Clone, Copy)]
+struct Parts {
+    key: usize,
+    /// Where they start.
+    depth: u32,
+    kind: PartsKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PartsKind {
+    None,
+    /// All that starts there.
+    Direct,
+    /// The first.
+    First,
+    /// What a portal runs.
+    InPortal,
+}
+
+impl Parts {
+    const NONE: Parts = Parts {
+        key: 0,
+        depth: 0,
+        kind: PartsKind::None,
+    };
+
+    unsafe fn of(node: *mut pg_sys::Node, key: usize, depth: u32) -> Parts {
+        // SAFETY: tested for its tag.
+        let kind = unsafe {
+            match nodes::tag(node) {
+                Some(NodeTag::T_ExplainStmt | NodeTag::T_CreateTableAsStmt) => PartsKind::Direct,
+                Some(NodeTag::T_CopyStmt) if !(*node.cast::<pg_sys::CopyStmt>()).query.is_null() => PartsKind::Direct,
+                // CONCURRENTLY compares, with queries of its own.
+                Some(NodeTag::T_RefreshMatViewStmt) => PartsKind::First,
+                Some(NodeTag::T_ExecuteStmt | NodeTag::T_DeclareCursorStmt) => PartsKind::InPortal,
+                _ => PartsKind::None,
+            }
+        };
+        Parts { key, depth, kind }
+    }
+
+    /// Whether a query that starts now is one of them.
+    unsafe fn have(&self, plan: *const pg_sys::PlannedStmt) -> bool {
+        self.depth == DEPTH.0.get()
+            && match self.kind {
+                PartsKind::None => false,
+                PartsKind::Direct | PartsKind::First => true,
+                // SAFETY: only compares.
+                PartsKind::InPortal => unsafe { portal::is_portals_statement(plan) },
+            }
+    }
 }
 
 /// How many followed statements are running inside one another.
@@ -257,14 +348,17 @@ unsafe extern "C-unwind" fn transaction_callback(event: pg_sys::XactEvent::Type,
 #[pg_guard]
 unsafe extern "C-unwind" fn subtransaction_callback(
     event: pg_sys::SubXactEvent::Type,
-    _own: pg_sys::SubTransactionId,
+    own: pg_sys::SubTransactionId,
     _parent: pg_sys::SubTransactionId,
     _arg: *mut c_void,
 ) {
     use pg_sys::SubXactEvent::{SUBXACT_EVENT_ABORT_SUB, SUBXACT_EVENT_COMMIT_SUB};
     match event {
         SUBXACT_EVENT_COMMIT_SUB => (handlers().transaction_ends)(TransactionEnd::SubtransactionCommit),
-        SUBXACT_EVENT_ABORT_SUB => (handlers().transaction_ends)(TransactionEnd::SubtransactionAbort),
+        SUBXACT_EVENT_ABORT_SUB => {
+            (handlers().part_aborts)(own);
+            (handlers().transaction_ends)(TransactionEnd::SubtransactionAbort);
+        }
         _ => (),
     }
 }
@@ -357,15 +451,27 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
         }
         let way = effects::of_query((*query).plannedstmt);
         let runs = flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0;
-        if DEPTH.0.get() > 0 || !portal::is_portals_statement((*query).plannedstmt) {
-            if way != Way::Commit && runs {
-                before_run(way);
+        let acts = way != Way::Commit && runs;
+        let depth = DEPTH.0.get();
+        let outermost = depth == 0 && portal::is_portals_statement((*query).plannedstmt);
+        if outermost {
+            query_begins(query, 0);
+        } else {
+            let parts = PARTS.0.get();
+            let is_part = parts.have((*query).plannedstmt);
+            if is_part && runs {
+                part_begins(parts.key, query);
             }
-            return start();
+            if is_part || !follows_nested() {
+                if acts {
+                    before_run(way);
+                }
+                return start();
+            }
+            query_begins(query, depth.max(1));
         }
-        query_begins(query);
         let mut start = || {
-            if !portal::is_switch((*query).plannedstmt) {
+            if acts || (outermost && !portal::is_switch((*query).plannedstmt)) {
                 before_run(way);
             }
             start();
@@ -375,17 +481,24 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn query_begins(query: *mut pg_sys::QueryDesc) {
+unsafe extern "C-unwind" fn query_begins(query: *mut pg_sys::QueryDesc, level: u32) {
     // SAFETY: the query and its text are valid for the call.
     unsafe {
-        (handlers().check)();
+        if level == 0 {
+            (handlers().check)();
+        }
         let statement = (*query).plannedstmt;
         let text = statement_text((*query).sourceText, (*statement).stmt_location, (*statement).stmt_len);
         let tag = command_tag(statement.cast());
         (handlers().begun)(&Begun {
             key: query as usize,
+            is_utility: false,
+            level,
             text,
             tag,
+            relations: Relations::of_plan(statement),
+            parameters: Parameters::of((*query).params),
+            prepared: None,
             ends_transaction: false,
             must_run: false,
         });
@@ -398,29 +511,57 @@ unsafe extern "C-unwind" fn before_run(way: Way) {
 }
 
 #[pg_guard]
+unsafe extern "C-unwind" fn part_begins(key: usize, query: *mut pg_sys::QueryDesc) {
+    // SAFETY: as query_begins.
+    unsafe {
+        let mut parts = PARTS.0.get();
+        if parts.kind == PartsKind::First {
+            parts.kind = PartsKind::None;
+            PARTS.0.set(parts);
+        }
+        let statement = (*query).plannedstmt;
+        let text = statement_text((*query).sourceText, (*statement).stmt_location, (*statement).stmt_len);
+        (handlers().joined)(
+            key,
+            Relations::of_plan(statement),
+            Parameters::of((*query).params),
+            text,
+        );
+    }
+}
+
+#[pg_guard]
 unsafe extern "C-unwind" fn statement_failed(key: usize, sqlstate: c_int) {
     (handlers().failed)(key, sqlstate);
 }
 
-unsafe fn executor_run(query: *mut pg_sys::QueryDesc, run: &mut dyn FnMut()) {
+unsafe fn executor_run(query: *mut pg_sys::QueryDesc, count: u64, run: &mut dyn FnMut()) {
     // SAFETY: as executor_start.
     unsafe {
         if !watching() {
             return run();
         }
         nested(query, run);
-        if DEPTH.0.get() == 0 && !(*query).estate.is_null() {
-            query_ran(query as usize, (*(*query).estate).es_processed);
+        if (DEPTH.0.get() == 0 || NESTED.0.get()) && !(*query).estate.is_null() {
+            let rows = (*(*query).estate).es_processed;
+            let course = if count > 0 && rows >= count {
+                Ran::Suspended
+            } else if DEPTH.0.get() == 0 && portal::only_reads(query) {
+                Ran::Complete
+            } else {
+                Ran::Other
+            };
+            query_ran(query as usize, rows, course);
         }
     }
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn query_ran(key: usize, rows: u64) {
-    (handlers().rows)(key, rows);
+unsafe extern "C-unwind" fn query_ran(key: usize, rows: u64, course: Ran) {
+    (handlers().ran)(key, rows, course);
 }
 
-/// Runs a part of `query` one level deeper; what fails at the outermost level is told.
+/// Runs a part of `query` one level deeper; what fails is told, if its beginning was.
 unsafe fn nested(query: *mut pg_sys::QueryDesc, run: &mut dyn FnMut()) {
     let outer = DEPTH.0.get();
     DEPTH.0.set(outer + 1);
@@ -428,9 +569,7 @@ unsafe fn nested(query: *mut pg_sys::QueryDesc, run: &mut dyn FnMut()) {
     unsafe {
         with_undo(run, &mut |code| {
             DEPTH.0.set(outer);
-            if outer == 0 {
-                statement_failed(query as usize, code);
-            }
+            statement_failed(query as usize, code);
         });
     }
     DEPTH.0.set(outer);
@@ -454,7 +593,8 @@ unsafe extern "C-unwind" fn executor_finish(query: *mut pg_sys::QueryDesc) {
 unsafe extern "C-unwind" fn executor_end(query: *mut pg_sys::QueryDesc) {
     // SAFETY: as executor_start.
     unsafe {
-        if watching() && DEPTH.0.get() == 0 {
+        // A portal can go while another statement runs.
+        if watching() {
             query_ended(query as usize);
         }
         match PREVIOUS_END {
@@ -483,19 +623,27 @@ unsafe extern "C-unwind" fn process_utility(
     unsafe {
         let kind = (*(*statement).utilityStmt).type_;
         let watched = watching();
-        let top = watched && DEPTH.0.get() == 0 && context == ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;
-        if top {
-            utility_begins(statement, query_string);
-        }
+        let depth = DEPTH.0.get();
+        let top = watched && depth == 0 && context == ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;
+        // A part of another statement is told with that.
+        let nested =
+            watched && !top && follows_nested() && context != ProcessUtilityContext::PROCESS_UTILITY_SUBCOMMAND;
+        let told = top || nested;
         let mut course = Course {
             statement,
             tell_when_done: false,
         };
+        // Nothing else is at that place while the statement runs.
+        let key = std::ptr::from_ref(&course) as usize;
+        if told {
+            let level = if top { 0 } else { depth.max(1) };
+            utility_begins(statement, query_string, params, key, level);
+        }
         let utility = Utility { statement, context };
         if (handlers().concerns)(kind) {
-            if top {
+            if told {
                 with_undo(&mut || utility_before(&utility, &mut course), &mut |code| {
-                    statement_failed(0, code)
+                    statement_failed(key, code)
                 });
             } else {
                 utility_before(&utility, &mut course);
@@ -547,30 +695,58 @@ unsafe extern "C-unwind" fn process_utility(
             run();
         };
         if watched {
-            let outer = DEPTH.0.get();
-            DEPTH.0.set(outer + 1);
+            let outer_parts = PARTS.0.get();
+            if told {
+                PARTS.0.set(Parts::of((*statement).utilityStmt, key, depth + 1));
+            }
+            DEPTH.0.set(depth + 1);
             with_undo(&mut run, &mut |code| {
-                DEPTH.0.set(outer);
-                if top {
-                    statement_failed(0, code);
+                DEPTH.0.set(depth);
+                PARTS.0.set(outer_parts);
+                if told {
+                    statement_failed(key, code);
                 }
             });
-            DEPTH.0.set(outer);
+            DEPTH.0.set(depth);
+            PARTS.0.set(outer_parts);
         } else {
             run();
         }
         if course.tell_when_done {
             utility_after(&utility);
         }
-        if top {
-            query_ended(0);
+        if told {
+            if counts_rows(completion) {
+                query_ran(key, (*completion).nprocessed, Ran::Other);
+            }
+            query_ended(key);
         }
     }
 }
 
+/// Whether a utility statement says how many rows it gave or touched.
+unsafe fn counts_rows(completion: *const pg_sys::QueryCompletion) -> bool {
+    use pg_sys::CommandTag::{CMDTAG_REFRESH_MATERIALIZED_VIEW, CMDTAG_UNKNOWN};
+    // SAFETY: null or what the statement filled. REFRESH counts, and does not show it.
+    unsafe {
+        !completion.is_null()
+            && (*completion).commandTag != CMDTAG_UNKNOWN
+            && ((*completion).commandTag == CMDTAG_REFRESH_MATERIALIZED_VIEW
+                || pg_sys::command_tag_display_rowcount((*completion).commandTag))
+    }
+}
+
 #[pg_guard]
-unsafe extern "C-unwind" fn utility_begins(statement: *mut pg_sys::PlannedStmt, query_string: *const c_char) {
-    (handlers().check)();
+unsafe extern "C-unwind" fn utility_begins(
+    statement: *mut pg_sys::PlannedStmt,
+    query_string: *const c_char,
+    params: pg_sys::ParamListInfo,
+    key: usize,
+    level: u32,
+) {
+    if level == 0 {
+        (handlers().check)();
+    }
     // SAFETY: the statement and its text are valid for the call.
     unsafe {
         let text = statement_text(query_string, (*statement).stmt_location, (*statement).stmt_len);
@@ -586,12 +762,56 @@ unsafe extern "C-unwind" fn utility_begins(statement: *mut pg_sys::PlannedStmt, 
         }
         let must_run = failed_block || rolls_back;
         (handlers().begun)(&Begun {
-            key: 0,
+            key,
+            is_utility: true,
+            level,
             text,
             tag,
+            relations: Relations::of_utility((*statement).utilityStmt),
+            parameters: Parameters::of(params),
+            prepared: prepared_by((*statement).utilityStmt),
             ends_transaction,
             must_run,
         });
+    }
+}
+
+/// The statement that EXECUTE runs, by itself or in EXPLAIN or CREATE TABLE AS; and how many parameters it has.
+unsafe fn prepared_by<'a>(node: *mut pg_sys::Node) -> Option<(&'a [u8], usize)> {
+    // SAFETY: each node is tested for its tag. A statement that is gone is null, and one that is there stays while
+    // another one begins.
+    unsafe {
+        match nodes::tag(node)? {
+            NodeTag::T_ExecuteStmt => {
+                let name = (*node.cast::<pg_sys::ExecuteStmt>()).name;
+                let prepared = pg_sys::FetchPreparedStatement(name, false);
+                if prepared.is_null() {
+                    return None;
+                }
+                let source = &*(*prepared).plansource;
+                let (mut location, mut length) = (0, 0);
+                if !source.raw_parse_tree.is_null() {
+                    location = (*source.raw_parse_tree).stmt_location;
+                    length = (*source.raw_parse_tree).stmt_len;
+                }
+                let text = statement_text(source.query_string, location, length);
+                Some((text, usize::try_from(source.num_params).unwrap_or(0)))
+            }
+            NodeTag::T_ExplainStmt => prepared_by(utility_in((*node.cast::<pg_sys::ExplainStmt>()).query)),
+            NodeTag::T_CreateTableAsStmt => prepared_by(utility_in((*node.cast::<pg_sys::CreateTableAsStmt>()).query)),
+            _ => None,
+        }
+    }
+}
+
+/// The utility statement that an analysed query wraps, or null.
+unsafe fn utility_in(query: *mut pg_sys::Node) -> *mut pg_sys::Node {
+    // SAFETY: tested for its tag.
+    unsafe {
+        match nodes::tag(query) {
+            Some(NodeTag::T_Query) => (*query.cast::<pg_sys::Query>()).utilityStmt,
+            _ => query,
+        }
     }
 }
 

@@ -368,10 +368,7 @@ pub fn begun(statement: &Begun) {
         reserved: 0,
         begun_told: false,
     };
-    if statement.level > 0 {
-        let pair = format!("\"nested\": true, \"depth\": {}", statement.level);
-        open.note(Some(&pair));
-    }
+    open.note_level();
     if !statement.must_run {
         if let Some((prepared, _)) = statement.prepared {
             open.note(Some(&content::prepared(prepared)));
@@ -495,6 +492,13 @@ fn redacted_arguments<'a>(statement: &Begun<'a>) -> std::borrow::Cow<'a, [u8]> {
 impl Open {
     fn note(&mut self, pairs: Option<&str>) {
         self.detail = content::with(self.detail.take(), pairs);
+    }
+
+    fn note_level(&mut self) {
+        if self.level > 0 {
+            let pairs = format!("\"nested\": true, \"depth\": {}", self.level);
+            self.note(Some(&pairs));
+        }
     }
 
     fn touches(&mut self, relations: Relations) {
@@ -633,24 +637,26 @@ pub fn reported(sqlstate: i32, level: i32, query: &[u8]) {
     if query.is_empty() && TOLD.get() && !identity::in_block() {
         // The protocol's Sync commits, and has no text. Nor has a function called by the protocol, which is not told.
         let last = LAST_TEXT.take();
-        tell_early(&last, b"", sqlstate);
+        tell_early(0, &last, b"", sqlstate);
     } else {
-        tell_early(query, b"", sqlstate);
+        tell_early(0, query, b"", sqlstate);
     }
 }
 
 /// A statement failed while it was planned: it never began, but its text and tag are known.
-pub fn failed_early(text: &[u8], tag: &'static [u8], sqlstate: i32) {
-    tell_early(text, tag, sqlstate);
-    ERROR_TOLD.set(true);
+pub fn failed_early(level: u32, text: &[u8], tag: &'static [u8], sqlstate: i32) {
+    tell_early(level, text, tag, sqlstate);
+    if level == 0 {
+        ERROR_TOLD.set(true);
+    }
 }
 
 /// Tells of a statement for which nothing was set aside.
-fn tell_early(text: &[u8], tag: &'static [u8], sqlstate: i32) {
+fn tell_early(level: u32, text: &[u8], tag: &'static [u8], sqlstate: i32) {
     let Some(who) = who() else { return };
     let (kept_text, detail) = kept(text, statement_limit());
     let begun_at = identity::now();
-    let whole = Open {
+    let mut whole = Open {
         key: 0,
         ends_transaction: false,
         tag,
@@ -663,12 +669,13 @@ fn tell_early(text: &[u8], tag: &'static [u8], sqlstate: i32) {
         relations: None,
         parameters: None,
         touched: Vec::new(),
-        level: 0,
+        level,
         is_utility: false,
         subtransaction: 0,
         reserved: 0,
         begun_told: false,
     };
+    whole.note_level();
     let event = Event {
         command_tag: (!tag.is_empty()).then_some(tag),
         ..whole.event(catch::sqlstate_text(sqlstate), begun_at)

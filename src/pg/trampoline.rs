@@ -174,8 +174,8 @@ pub struct Handlers {
     pub ran: fn(key: usize, rows: u64, Ran),
     pub ended: fn(key: usize),
     pub failed: fn(key: usize, sqlstate: i32),
-    /// A statement failed before it began.
-    pub failed_early: fn(text: &[u8], tag: &'static [u8], sqlstate: i32),
+    /// A statement of this level failed before it began.
+    pub failed_early: fn(level: u32, text: &[u8], tag: &'static [u8], sqlstate: i32),
     /// Whether a utility statement of this kind concerns us in every session.
     pub concerns: fn(NodeTag) -> bool,
     /// May raise.
@@ -276,15 +276,15 @@ impl Parts {
         Parts { key, depth, kind }
     }
 
+    /// Whether queries that start now may be among them.
+    fn start_here(&self) -> bool {
+        self.kind != PartsKind::None && self.depth == DEPTH.0.get()
+    }
+
     /// Whether a query that starts now is one of them.
     unsafe fn have(&self, plan: *const pg_sys::PlannedStmt) -> bool {
-        self.depth == DEPTH.0.get()
-            && match self.kind {
-                PartsKind::None => false,
-                PartsKind::Direct | PartsKind::First => true,
-                // SAFETY: only compares.
-                PartsKind::InPortal => unsafe { portal::is_portals_statement(plan) },
-            }
+        // SAFETY: only compares.
+        self.start_here() && (self.kind != PartsKind::InPortal || unsafe { portal::is_portals_statement(plan) })
     }
 }
 
@@ -396,7 +396,9 @@ unsafe extern "C-unwind" fn planner(
                 DEPTH.0.set(outer);
                 // The client's message, and not what a trigger runs while a transaction ends.
                 if outer == 0 && std::ptr::eq(query_string, pg_sys::debug_query_string) {
-                    planning_failed(parse, query_string, code);
+                    planning_failed(0, parse, query_string, code);
+                } else if follows_nested() && !PARTS.0.get().start_here() {
+                    planning_failed(outer.max(1), parse, query_string, code);
                 }
             },
         );
@@ -416,11 +418,16 @@ unsafe extern "C-unwind" fn check_identity() {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn planning_failed(parse: *mut pg_sys::Query, query_string: *const c_char, sqlstate: c_int) {
+unsafe extern "C-unwind" fn planning_failed(
+    level: u32,
+    parse: *mut pg_sys::Query,
+    query_string: *const c_char,
+    sqlstate: c_int,
+) {
     // SAFETY: the query and its text are valid for the call.
     unsafe {
         let text = statement_text(query_string, (*parse).stmt_location, (*parse).stmt_len);
-        (handlers().failed_early)(text, command_tag(parse.cast()), sqlstate);
+        (handlers().failed_early)(level, text, command_tag(parse.cast()), sqlstate);
     }
 }
 

@@ -234,57 +234,83 @@ fn follows_nested() -> bool {
     NESTED.0.get() && !store::is_ours()
 }
 
-/// The utility statement that is running, if it has queries in it that are its own rather than a function's.
+/// The utility statement that is running, if it has queries in it that are its own rather than a function's: known by
+/// their text, which is the statement's, or that of the statement that EXECUTE runs.
 #[derive(Clone, Copy)]
 struct Parts {
     key: usize,
-    /// Where they start.
+    /// Where they start; 0 when there are none.
     depth: u32,
-    kind: PartsKind,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum PartsKind {
-    None,
-    /// All that starts there.
-    Direct,
-    /// The first.
-    First,
-    /// What a portal runs.
-    InPortal,
+    text: *const c_char,
+    prepared: *const c_char,
+    /// A portal of its own runs them, with a copy of the text.
+    in_portal: bool,
 }
 
 impl Parts {
     const NONE: Parts = Parts {
         key: 0,
         depth: 0,
-        kind: PartsKind::None,
+        text: std::ptr::null(),
+        prepared: std::ptr::null(),
+        in_portal: false,
     };
 
-    unsafe fn of(node: *mut pg_sys::Node, key: usize, depth: u32) -> Parts {
+    unsafe fn of(node: *mut pg_sys::Node, text: *const c_char, key: usize, depth: u32) -> Parts {
         // SAFETY: tested for its tag.
-        let kind = unsafe {
-            match nodes::tag(node) {
-                Some(NodeTag::T_ExplainStmt | NodeTag::T_CreateTableAsStmt) => PartsKind::Direct,
-                Some(NodeTag::T_CopyStmt) if !(*node.cast::<pg_sys::CopyStmt>()).query.is_null() => PartsKind::Direct,
-                // CONCURRENTLY compares, with queries of its own.
-                Some(NodeTag::T_RefreshMatViewStmt) => PartsKind::First,
-                Some(NodeTag::T_ExecuteStmt | NodeTag::T_DeclareCursorStmt) => PartsKind::InPortal,
-                _ => PartsKind::None,
+        unsafe {
+            let has_parts = match nodes::tag(node) {
+                Some(
+                    NodeTag::T_ExplainStmt
+                    | NodeTag::T_CreateTableAsStmt
+                    | NodeTag::T_RefreshMatViewStmt
+                    | NodeTag::T_ExecuteStmt
+                    | NodeTag::T_DeclareCursorStmt,
+                ) => true,
+                Some(NodeTag::T_CopyStmt) => !(*node.cast::<pg_sys::CopyStmt>()).query.is_null(),
+                _ => false,
+            };
+            if !has_parts {
+                return Parts::NONE;
             }
-        };
-        Parts { key, depth, kind }
+            let executed = executed_by(node);
+            let in_portal = matches!(
+                nodes::tag(node),
+                Some(NodeTag::T_ExecuteStmt | NodeTag::T_DeclareCursorStmt | NodeTag::T_CreateTableAsStmt)
+            );
+            let prepared = if executed.is_null() {
+                std::ptr::null()
+            } else {
+                (*executed).query_string
+            };
+            Parts {
+                key,
+                depth,
+                text,
+                prepared,
+                in_portal,
+            }
+        }
     }
 
-    /// Whether queries that start now may be among them.
-    fn start_here(&self) -> bool {
-        self.kind != PartsKind::None && self.depth == DEPTH.0.get()
+    /// Whether a query of this text would be one of them.
+    fn have(&self, text: *const c_char) -> bool {
+        self.depth > 0
+            && self.depth == DEPTH.0.get()
+            && !text.is_null()
+            && (std::ptr::eq(text, self.text) || std::ptr::eq(text, self.prepared))
     }
 
-    /// Whether a query that starts now is one of them.
-    unsafe fn have(&self, plan: *const pg_sys::PlannedStmt) -> bool {
-        // SAFETY: only compares.
-        self.start_here() && (self.kind != PartsKind::InPortal || unsafe { portal::is_portals_statement(plan) })
+    /// Whether a query that starts is one of them.
+    unsafe fn include(&self, query: *const pg_sys::QueryDesc) -> bool {
+        // SAFETY: the query is about to start; the rest only compares.
+        unsafe {
+            self.have((*query).sourceText)
+                || (self.in_portal
+                    && self.depth > 0
+                    && self.depth == DEPTH.0.get()
+                    && portal::is_portals_statement((*query).plannedstmt))
+        }
     }
 }
 
@@ -397,7 +423,7 @@ unsafe extern "C-unwind" fn planner(
                 // The client's message, and not what a trigger runs while a transaction ends.
                 if outer == 0 && std::ptr::eq(query_string, pg_sys::debug_query_string) {
                     planning_failed(0, parse, query_string, code);
-                } else if follows_nested() && !PARTS.0.get().start_here() {
+                } else if follows_nested() && !PARTS.0.get().have(query_string) {
                     planning_failed(outer.max(1), parse, query_string, code);
                 }
             },
@@ -465,7 +491,7 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
             query_begins(query, 0);
         } else {
             let parts = PARTS.0.get();
-            let is_part = parts.have((*query).plannedstmt);
+            let is_part = parts.include(query);
             if is_part && runs {
                 part_begins(parts.key, query);
             }
@@ -521,11 +547,6 @@ unsafe extern "C-unwind" fn before_run(way: Way) {
 unsafe extern "C-unwind" fn part_begins(key: usize, query: *mut pg_sys::QueryDesc) {
     // SAFETY: as query_begins.
     unsafe {
-        let mut parts = PARTS.0.get();
-        if parts.kind == PartsKind::First {
-            parts.kind = PartsKind::None;
-            PARTS.0.set(parts);
-        }
         let statement = (*query).plannedstmt;
         let text = statement_text((*query).sourceText, (*statement).stmt_location, (*statement).stmt_len);
         (handlers().joined)(
@@ -704,7 +725,7 @@ unsafe extern "C-unwind" fn process_utility(
         if watched {
             let outer_parts = PARTS.0.get();
             if told {
-                PARTS.0.set(Parts::of((*statement).utilityStmt, key, depth + 1));
+                PARTS.0.set(Parts::of((*statement).utilityStmt, query_string, key, depth + 1));
             }
             DEPTH.0.set(depth + 1);
             with_undo(&mut run, &mut |code| {
@@ -783,30 +804,40 @@ unsafe extern "C-unwind" fn utility_begins(
     }
 }
 
-/// The statement that EXECUTE runs, by itself or in EXPLAIN or CREATE TABLE AS; and how many parameters it has.
+/// The text of the statement that EXECUTE runs, and how many parameters it has.
 unsafe fn prepared_by<'a>(node: *mut pg_sys::Node) -> Option<(&'a [u8], usize)> {
-    // SAFETY: each node is tested for its tag. A statement that is gone is null, and one that is there stays while
-    // another one begins.
+    // SAFETY: the source stays while another statement begins.
     unsafe {
-        match nodes::tag(node)? {
-            NodeTag::T_ExecuteStmt => {
-                let name = (*node.cast::<pg_sys::ExecuteStmt>()).name;
-                let prepared = pg_sys::FetchPreparedStatement(name, false);
+        let source = executed_by(node).as_ref()?;
+        let (mut location, mut length) = (0, 0);
+        if !source.raw_parse_tree.is_null() {
+            location = (*source.raw_parse_tree).stmt_location;
+            length = (*source.raw_parse_tree).stmt_len;
+        }
+        let text = statement_text(source.query_string, location, length);
+        Some((text, usize::try_from(source.num_params).unwrap_or(0)))
+    }
+}
+
+/// The source of the statement that EXECUTE runs, by itself or in EXPLAIN or CREATE TABLE AS. Null for others, and when
+/// there is none of that name.
+unsafe fn executed_by(node: *mut pg_sys::Node) -> *mut pg_sys::CachedPlanSource {
+    // SAFETY: each node is tested for its tag.
+    unsafe {
+        match nodes::tag(node) {
+            Some(NodeTag::T_ExecuteStmt) => {
+                let prepared = pg_sys::FetchPreparedStatement((*node.cast::<pg_sys::ExecuteStmt>()).name, false);
                 if prepared.is_null() {
-                    return None;
+                    std::ptr::null_mut()
+                } else {
+                    (*prepared).plansource
                 }
-                let source = &*(*prepared).plansource;
-                let (mut location, mut length) = (0, 0);
-                if !source.raw_parse_tree.is_null() {
-                    location = (*source.raw_parse_tree).stmt_location;
-                    length = (*source.raw_parse_tree).stmt_len;
-                }
-                let text = statement_text(source.query_string, location, length);
-                Some((text, usize::try_from(source.num_params).unwrap_or(0)))
             }
-            NodeTag::T_ExplainStmt => prepared_by(utility_in((*node.cast::<pg_sys::ExplainStmt>()).query)),
-            NodeTag::T_CreateTableAsStmt => prepared_by(utility_in((*node.cast::<pg_sys::CreateTableAsStmt>()).query)),
-            _ => None,
+            Some(NodeTag::T_ExplainStmt) => executed_by(utility_in((*node.cast::<pg_sys::ExplainStmt>()).query)),
+            Some(NodeTag::T_CreateTableAsStmt) => {
+                executed_by(utility_in((*node.cast::<pg_sys::CreateTableAsStmt>()).query))
+            }
+            _ => std::ptr::null_mut(),
         }
     }
 }

@@ -215,9 +215,21 @@ pub struct ListBuffer {
 
 impl ListBuffer {
     pub fn push(&mut self, text: Option<Text>) {
-        let length = text.map_or(NONE, |text| text.len() as u32);
-        self.bytes.extend_from_slice(&length.to_ne_bytes());
-        self.bytes.extend_from_slice(text.unwrap_or_default());
+        match text {
+            Some(text) => self.push_parts(&[text]),
+            None => {
+                self.bytes.extend_from_slice(&NONE.to_ne_bytes());
+                self.count += 1;
+            }
+        }
+    }
+
+    /// Adds the text that is made of these parts.
+    pub fn push_parts(&mut self, parts: &[&[u8]]) {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        self.bytes.reserve(4 + length);
+        self.bytes.extend_from_slice(&(length as u32).to_ne_bytes());
+        parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
         self.count += 1;
     }
 

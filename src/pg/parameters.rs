@@ -6,7 +6,6 @@
 
 use pgrx::pg_sys::{self, Oid};
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::CStr;
 
 /// Values larger than that, of types that aren't text, are not printed.
@@ -102,13 +101,16 @@ enum Printer {
 
 /// How values of a type are printed. What is the server's own stays as it is.
 fn printer(kind: Oid) -> Printer {
-    thread_local! { static OWN: RefCell<HashMap<u32, Printer>> = RefCell::new(HashMap::new()); }
-    if let Some(known) = OWN.with_borrow(|known| known.get(&kind.to_u32()).copied()) {
-        return known;
+    // A few types make up most parameters.
+    thread_local! { static OWN: RefCell<[Option<(Oid, Printer)>; 32]> = const { RefCell::new([None; 32]) }; }
+    let place = kind.to_u32() as usize % 32;
+    match OWN.with_borrow(|known| known[place]) {
+        Some((known, printer)) if known == kind => return printer,
+        _ => {}
     }
     let found = find_printer(kind);
     if is_own(kind) {
-        OWN.with_borrow_mut(|known| known.insert(kind.to_u32(), found));
+        OWN.with_borrow_mut(|known| known[place] = Some((kind, found)));
     }
     found
 }

@@ -8,8 +8,8 @@
 use super::nodes::{list_pointers, tag};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag, ObjectType, Oid};
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::ffi::{c_char, c_int, CStr};
 use std::rc::Rc;
 
@@ -47,12 +47,17 @@ impl Access {
         "grant",
     ];
 
-    /// In the order of SQL's privileges, then what is done to the relation itself.
-    pub fn words(self) -> impl Iterator<Item = &'static str> {
-        (0..)
+    /// Separated by commas, in the order of SQL's privileges, then what is done to the relation itself.
+    pub fn in_words(self) -> Cow<'static, str> {
+        if self.0.is_power_of_two() {
+            // What most statements do.
+            return Cow::Borrowed(Self::WORDS[self.0.trailing_zeros() as usize]);
+        }
+        let words = (0..)
             .zip(Self::WORDS)
-            .filter(move |(bit, _)| self.0 >> bit & 1 != 0)
-            .map(|(_, word)| word)
+            .filter(|(bit, _)| self.0 >> bit & 1 != 0)
+            .map(|(_, word)| word);
+        Cow::Owned(words.collect::<Vec<_>>().join(", "))
     }
 
     pub fn and(self, other: Access) -> Access {
@@ -427,11 +432,13 @@ unsafe fn put_quoted(text: &mut Vec<u8>, name: *const c_char) {
 
 // ---------------------------------------------------------------------------------------------------- names, kept ---
 
-/// So many names are kept before all are forgotten.
-const MOST: usize = 1024;
+/// So many names are kept, each in a place that its OID gives.
+const PLACES: usize = 256;
+
+type Kept = Option<(Oid, Rc<[u8]>)>;
 
 thread_local! {
-    static NAMES: RefCell<HashMap<u32, Rc<[u8]>>> = RefCell::new(HashMap::new());
+    static NAMES: RefCell<Vec<Kept>> = const { RefCell::new(Vec::new()) };
     /// Something was renamed since: told from wherever the server takes note of that, hence no more than a flag.
     static STALE: Cell<bool> = const { Cell::new(false) };
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
@@ -448,10 +455,15 @@ fn name_of(relation: Oid) -> Option<Rc<[u8]>> {
         }
     }
     if STALE.replace(false) {
-        NAMES.with_borrow_mut(HashMap::clear);
+        NAMES.with_borrow_mut(Vec::clear);
     }
-    if let Some(name) = NAMES.with_borrow(|names| names.get(&relation.to_u32()).cloned()) {
-        return Some(name);
+    let place = relation.to_u32() as usize % PLACES;
+    let known = NAMES.with_borrow(|names| match names.get(place) {
+        Some(Some((known, name))) if *known == relation => Some(name.clone()),
+        _ => None,
+    });
+    if known.is_some() {
+        return known;
     }
     // SAFETY: look-ups that give null for what isn't there.
     let name = unsafe {
@@ -465,10 +477,8 @@ fn name_of(relation: Oid) -> Option<Rc<[u8]>> {
         )
     };
     NAMES.with_borrow_mut(|names| {
-        if names.len() >= MOST {
-            names.clear();
-        }
-        names.insert(relation.to_u32(), name.clone());
+        names.resize(PLACES, None);
+        names[place] = Some((relation, name.clone()));
     });
     Some(name)
 }

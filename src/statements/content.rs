@@ -4,7 +4,7 @@
 use crate::audit::{self, ListBuffer};
 use crate::pg::identity;
 use crate::pg::parameters::Parameters;
-use crate::pg::relations::{Access, Touched};
+use crate::pg::relations::Touched;
 use crate::settings;
 use impersonate_policy::{redact, secret_parameters};
 
@@ -48,13 +48,11 @@ pub fn relations(touched: &mut Vec<Touched>) -> Kept {
     if touched.is_empty() {
         return Kept::NOTHING;
     }
+    let limit = relations_limit();
     let mut list = ListBuffer::default();
-    let mut text = Vec::new();
     for relation in touched.iter() {
-        text.clear();
-        text.extend_from_slice(&relation.name);
-        put_access(&mut text, relation.access);
-        if list.size() + text.len() > relations_limit() {
+        let kinds = relation.access.in_words();
+        if list.size() + relation.name.len() + kinds.len() > limit {
             list.push(Some(b"..."));
             let note = format!("\"relations_count\": {}", touched.len());
             return Kept {
@@ -62,22 +60,12 @@ pub fn relations(touched: &mut Vec<Touched>) -> Kept {
                 note: Some(note),
             };
         }
-        list.push(Some(&text));
+        list.push_parts(&[&relation.name, b" (", kinds.as_bytes(), b")"]);
     }
     Kept {
         list: Some(list),
         note: None,
     }
-}
-
-fn put_access(text: &mut Vec<u8>, access: Access) {
-    let mut before = &b" ("[..];
-    for word in access.words() {
-        text.extend_from_slice(before);
-        text.extend_from_slice(word.as_bytes());
-        before = b", ";
-    }
-    text.push(b')');
 }
 
 /// The values that the statement of this text is given.

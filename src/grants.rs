@@ -386,6 +386,7 @@ fn push(event: &Event) {
     let role = identity::role_name(identity::current_user()).unwrap_or_default();
     let told = session::names_for_events();
     let target = told
+        .as_ref()
         .map(|(state, _)| state.target_name)
         .unwrap_or(name_of(&session_user));
     let (statement, _) = statements::kept_message();

@@ -21,12 +21,6 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
 use std::rc::Rc;
 
-/// What has been told to others of the impersonation in force.
-#[derive(Clone, Copy)]
-struct Told {
-    state: TargetState,
-}
-
 /// Why an impersonation ends, as the RESETUSER row's detail says.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
@@ -58,9 +52,9 @@ impl Cause {
 }
 
 struct Session {
-    target: Cell<Option<TargetState>>,
+    target: Shared<TargetState>,
     role: Cell<RoleState>,
-    told: Cell<Option<Told>>,
+    told: Shared<TargetState>,
     /// The state that the next value of `impersonate.target` stands for: set around our own change alone.
     wanted: Cell<Option<TargetState>>,
     changing: Cell<bool>,
@@ -80,6 +74,36 @@ struct Session {
     switches: Cell<usize>,
     /// The connection is ending: everything has been told.
     exiting: Cell<bool>,
+}
+
+/// A state that is read for each statement, and too large to be copied then.
+struct Shared<T>(Cell<Option<Rc<T>>>);
+
+impl<T> Shared<T> {
+    const fn none() -> Self {
+        Shared(Cell::new(None))
+    }
+
+    fn get(&self) -> Option<Rc<T>> {
+        let state = self.0.take();
+        self.0.set(state.clone());
+        state
+    }
+
+    fn set(&self, state: Option<Rc<T>>) {
+        self.0.set(state);
+    }
+
+    fn take(&self) -> Option<Rc<T>> {
+        self.0.take()
+    }
+
+    fn is_some(&self) -> bool {
+        let state = self.0.take();
+        let is_some = state.is_some();
+        self.0.set(state);
+        is_some
+    }
 }
 
 /// What the end of an impersonation puts back.
@@ -113,9 +137,9 @@ const NO_ROLE: RoleState = RoleState {
 thread_local! {
     static SESSION: Session = const {
         Session {
-            target: Cell::new(None),
+            target: Shared::none(),
             role: Cell::new(NO_ROLE),
-            told: Cell::new(None),
+            told: Shared::none(),
             wanted: Cell::new(None),
             changing: Cell::new(false),
             restoring: Cell::new(None),
@@ -150,7 +174,7 @@ fn impersonation() -> Option<([u8; 16], Oid)> {
 }
 
 /// The impersonation in force, if there is one.
-pub fn in_force() -> Option<TargetState> {
+pub fn in_force() -> Option<Rc<TargetState>> {
     SESSION.with(|session| {
         let state = session.target.get()?;
         (state.impersonator == identity::session_user() && state.id != session.dead.get()).then_some(state)
@@ -203,7 +227,7 @@ fn target_assigned(state: Option<&TargetState>) {
                 hint: Some("End the impersonation with SELECT setuser();".to_owned()),
             });
         }
-        session.target.set(state.copied());
+        session.target.set(state.map(|state| Rc::new(*state)));
         derive();
     });
 }
@@ -243,13 +267,13 @@ fn amounts_to() -> Option<(Oid, bool)> {
 /// Whether statements must be followed: somebody is impersonated, was while one of them began, or a value of the
 /// setting that counts for nobody is to be cleared.
 pub fn must_watch() -> bool {
-    statements::any_open() || SESSION.with(|session| session.told.get().is_some() || session.target.get().is_some())
+    statements::any_open() || SESSION.with(|session| session.told.is_some() || session.target.is_some())
 }
 
 /// A value that outlived its session user is cleared, so that parallel workers don't show it.
 fn clear_dead_value() {
     SESSION.with(|session| {
-        if session.target.get().is_some() && in_force().is_none() && identity::in_transaction() {
+        if session.target.is_some() && in_force().is_none() && identity::in_transaction() {
             session.changing.set(true);
             guc::set_target(c"", false);
             session.changing.set(false);
@@ -356,7 +380,7 @@ fn reconcile() {
     let now = in_force();
     SESSION.with(|session| {
         let told = session.told.get();
-        if session.exiting.get() || told.map(|told| told.state.id) == now.map(|state| state.id) {
+        if session.exiting.get() || told.as_ref().map(|state| state.id) == now.as_ref().map(|state| state.id) {
             return;
         }
         let cause = if matches!(
@@ -367,15 +391,15 @@ fn reconcile() {
         } else {
             Cause::EndOfTransaction
         };
-        if let Some(told) = told {
-            tell_end(&told.state, cause, None);
+        if let Some(state) = &told {
+            tell_end(state, cause, None);
         }
-        if let Some(state) = now {
-            tell_return(&state, cause);
+        if let Some(state) = &now {
+            tell_return(state, cause);
         }
-        session.told.set(now.map(|state| Told { state }));
         // What was prepared under one that a ROLLBACK ended is no part of the transaction.
-        leftovers::drop_statements(|id| !goes_on(now.as_ref(), id));
+        leftovers::drop_statements(|id| !goes_on(now.as_deref(), id));
+        session.told.set(now);
         trampoline::watch(must_watch());
     });
 }
@@ -537,12 +561,12 @@ pub fn start(switch: Switch, space: usize) -> Name {
     };
     SESSION.with(|session| {
         if let Some(old) = session.told.get() {
-            keep_for_rollback(&old.state);
-            tell_end(&old.state, Cause::Switched, None);
+            keep_for_rollback(&old);
+            tell_end(&old, Cause::Switched, None);
         }
         let sequence = crate::audit::push_reserved(&recorded, space);
         // From here a failure is undone by the transaction: told, not in force, hence a RESETUSER when it aborts.
-        session.told.set(Some(Told { state }));
+        session.told.set(Some(Rc::new(state)));
         session.changing.set(true);
         publish(Slot::InForce, &state, identity::now(), &switch.rights);
         switch.switching.done();
@@ -758,8 +782,8 @@ pub fn transaction_ends(end: TransactionEnd) {
             session.switches.set(0);
         }
         if end == TransactionEnd::Commit {
-            let told = session.told.get().map(|told| told.state);
-            if told.is_none_or(|state| !state.local) {
+            let told = session.told.get();
+            if told.as_ref().is_none_or(|state| !state.local) {
                 nothing_comes_back();
             }
             if let Ok(mut before) = session.before.try_borrow_mut() {
@@ -773,7 +797,7 @@ pub fn transaction_ends(end: TransactionEnd) {
                         settings.forget_local();
                     }
                 }
-                let goes_on = |id: &[u8; 16]| told.is_some_and(|state| (state.id == *id) != state.local);
+                let goes_on = |id: &[u8; 16]| told.as_ref().is_some_and(|state| (state.id == *id) != state.local);
                 before.retain(|(id, _)| goes_on(id));
                 leftovers::forget(|id| !goes_on(id));
             }
@@ -795,7 +819,7 @@ pub fn connection_ends(terminated: bool) {
         nothing_comes_back();
         if let Some(told) = session.told.take() {
             tell_end(
-                &told.state,
+                &told,
                 if terminated {
                     Cause::Terminated
                 } else {
@@ -810,13 +834,14 @@ pub fn connection_ends(terminated: bool) {
 /// Why another session ends this one, for its client (E3).
 pub fn last_words() -> Option<Vec<u8>> {
     let told = SESSION.with(|session| session.told.get())?;
-    Some(active::doom(&told.state.id)?.bytes().to_vec())
+    Some(active::doom(&told.id)?.bytes().to_vec())
 }
 
 /// The impersonator's name for events, without a catalog while impersonating.
-pub fn names_for_events() -> Option<(TargetState, Name)> {
+pub fn names_for_events() -> Option<(Rc<TargetState>, Name)> {
     let told = SESSION.with(|session| session.told.get())?;
-    Some((told.state, role_name_in_force(&told.state)))
+    let role = role_name_in_force(&told);
+    Some((told, role))
 }
 
 /// X3: DISCARD ALL ends an impersonation, with its connection if it has a cookie or no_revert: poolers do not go by the
@@ -826,7 +851,7 @@ pub fn discard() {
         SESSION.with(|session| {
             session.exiting.set(true);
             if let Some(told) = session.told.take() {
-                tell_end(&told.state, Cause::Discard, None);
+                tell_end(&told, Cause::Discard, None);
             }
         });
         raise_at(&refusal, pgrx::PgLogLevel::FATAL);

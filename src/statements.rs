@@ -24,6 +24,7 @@ use crate::settings::AuditWait;
 use crate::{session, settings};
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::Rc;
 
 /// Events that may have to be told between two statements: at most two while a transaction ends, one more for a
 /// statement that nothing was set aside for, and a switch that fails half-way. Each savepoint that a ROLLBACK undoes a
@@ -63,11 +64,8 @@ struct Open {
 }
 
 /// Names for an event, as of the statement's beginning.
-#[derive(Clone, Copy)]
-// One a statement, and no allocation for it.
-#[allow(clippy::large_enum_variant)]
 enum Who {
-    Impersonating(TargetState, Name),
+    Impersonating(Rc<TargetState>, Name),
     Login { session_user: Name, role: Name },
 }
 
@@ -355,7 +353,7 @@ pub fn begun(statement: &Begun) {
         text,
         detail,
         who,
-        begun_at: identity::now(),
+        begun_at: begins_at(statement.level),
         // Present in the size that is set aside.
         rows: None,
         ran_at: None,
@@ -476,6 +474,18 @@ fn tell_unknown() {
     let size = event.size();
     audit::reserve(size);
     owe(audit::push_reserved(&event, size), who.waits());
+}
+
+/// The client's message came when the server noted that: without another look at the clock, unless it has several
+/// statements in it.
+fn begins_at(level: u32) -> i64 {
+    thread_local! { static LAST: Cell<i64> = const { Cell::new(0) }; }
+    let message = identity::statement_start();
+    if level == 0 && LAST.replace(message) != message {
+        message
+    } else {
+        identity::now()
+    }
 }
 
 /// L7: what stands for a secret of the prepared statement is one in EXECUTE.

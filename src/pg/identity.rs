@@ -3,10 +3,24 @@
 use pgrx::pg_sys::{self, Oid};
 use std::ffi::CStr;
 
+/// Asked for with each statement. They raise nothing, so they are called without a place to catch what they raise.
+mod plain {
+    use super::{pg_sys, Oid};
+    extern "C-unwind" {
+        pub fn GetSessionUserId() -> Oid;
+        pub fn GetOuterUserId() -> Oid;
+        pub fn IsTransactionState() -> bool;
+        pub fn IsAbortedTransactionBlockState() -> bool;
+        pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+        pub fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
+        pub fn GetCurrentStatementStartTimestamp() -> pg_sys::TimestampTz;
+    }
+}
+
 /// `session_user`.
 pub fn session_user() -> Oid {
     // SAFETY: reads a global; asserts only that authentication is done.
-    unsafe { pg_sys::GetSessionUserId() }
+    unsafe { plain::GetSessionUserId() }
 }
 
 /// The role whose privileges count right now.
@@ -18,7 +32,7 @@ pub fn current_user() -> Oid {
 /// The role that SET ROLE (or an impersonation) put in force, outside security-definer functions.
 pub fn role_in_force() -> Oid {
     // SAFETY: as above.
-    unsafe { pg_sys::GetOuterUserId() }
+    unsafe { plain::GetOuterUserId() }
 }
 
 /// The role of SET ROLE, if one is in force.
@@ -46,7 +60,7 @@ pub fn put_in_force(role: Option<(Oid, bool)>) {
 /// Whether catalogs can be read and errors raised; false while a transaction ends.
 pub fn in_transaction() -> bool {
     // SAFETY: reads transaction state.
-    unsafe { pg_sys::IsTransactionState() }
+    unsafe { plain::IsTransactionState() }
 }
 
 /// How many savepoints the current transaction is inside of.
@@ -73,7 +87,7 @@ pub fn in_block() -> bool {
 /// Whether a failed transaction block waits for its ROLLBACK.
 pub fn in_failed_block() -> bool {
     // SAFETY: reads transaction state.
-    unsafe { pg_sys::IsAbortedTransactionBlockState() }
+    unsafe { plain::IsAbortedTransactionBlockState() }
 }
 
 /// Whether this process is a parallel worker taking over its leader's settings.
@@ -91,7 +105,7 @@ pub fn parallel_worker() -> bool {
 /// The part of the transaction that is going on: numbers that grow, 1 for the transaction itself.
 pub fn subtransaction() -> u32 {
     // SAFETY: reads transaction state.
-    unsafe { pg_sys::GetCurrentSubTransactionId() }
+    unsafe { plain::GetCurrentSubTransactionId() }
 }
 
 /// The name of a role, in the server's encoding; None when it is gone.
@@ -131,7 +145,13 @@ pub fn database() -> Oid {
 /// The clock.
 pub fn now() -> pg_sys::TimestampTz {
     // SAFETY: cannot raise.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+    unsafe { plain::GetCurrentTimestamp() }
+}
+
+/// When the client's message came that is being processed.
+pub fn statement_start() -> pg_sys::TimestampTz {
+    // SAFETY: reads a global.
+    unsafe { plain::GetCurrentStatementStartTimestamp() }
 }
 
 /// When this process started, in seconds since 1970: half of what log_line_prefix shows as %c.

@@ -226,7 +226,9 @@ fn deny(key: usize, target: Option<&[u8]>, refusal: &Refusal, reason: Option<&[u
     let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
     let role = identity::role_name(identity::role_in_force()).unwrap_or_default();
     let told = session::names_for_events();
-    let user = told.as_ref().map_or(name_of(&session_user), |(state, _)| state.target_name);
+    let user = told
+        .as_ref()
+        .map_or(name_of(&session_user), |(state, _)| state.target_name);
     let user = name_cstring(&user);
     statements::told_otherwise(key, true);
     audit::push(&Event {

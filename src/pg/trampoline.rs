@@ -725,7 +725,9 @@ unsafe extern "C-unwind" fn process_utility(
         if watched {
             let outer_parts = PARTS.0.get();
             if told {
-                PARTS.0.set(Parts::of((*statement).utilityStmt, query_string, key, depth + 1));
+                PARTS
+                    .0
+                    .set(Parts::of((*statement).utilityStmt, query_string, key, depth + 1));
             }
             DEPTH.0.set(depth + 1);
             with_undo(&mut run, &mut |code| {

@@ -3,7 +3,7 @@
 //! To see that something waits, another session locks the table that the writer stores in.
 
 use impersonate_server_tests::raw::{error_in, rows_in, Message, RawClient};
-use impersonate_server_tests::{fails, fails_with, wait_until, Cluster, Database};
+use impersonate_server_tests::{fails_with, wait_until, Cluster, Database};
 use postgres::Client;
 use std::fs;
 use std::thread;
@@ -334,7 +334,12 @@ fn l5_a_waiting_commit_can_be_cancelled_and_terminated_and_leaves_no_effect() {
         thread::sleep(Duration::from_millis(300));
         assert!(!waiting.is_finished());
         owner.batch_execute(&format!("SELECT {call}({me})")).unwrap();
-        assert_eq!(fails(waiting.join().unwrap()).code, sqlstate);
+        let error = waiting.join().unwrap().unwrap_err();
+        // The driver may find the connection closed before it reads why.
+        assert!(
+            error.is_closed() || error.code().is_some_and(|code| code.code() == sqlstate),
+            "{error:?}"
+        );
         locker.batch_execute("ROLLBACK").unwrap();
         assert_eq!(number(&mut owner, "SELECT count(*) FROM t"), 0);
         wait_until("its end is told", || {

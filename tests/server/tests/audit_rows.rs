@@ -42,6 +42,11 @@ fn told(stage: &Stage, pid: i32) -> Vec<Told> {
     told.collect()
 }
 
+/// Not the first of the two rows of a statement whose effects don't wait for the end of its transaction (L5).
+fn ended(row: &&Told) -> bool {
+    !row.detail.contains("\"phase\": \"begun\"")
+}
+
 #[track_caller]
 fn last(session: &Session) -> Told {
     told(session.stage, session.pid())
@@ -649,6 +654,7 @@ fn l3_procedures_that_end_transactions_are_one_statement() {
     let rows = told(&stage, session.pid());
     let told: Vec<(&str, &str)> = rows
         .iter()
+        .filter(ended)
         .map(|row| (row.statement.as_str(), row.sqlstate.as_str()))
         .collect();
     assert_eq!(
@@ -872,7 +878,7 @@ fn l6_deep_recursion_is_on_record_and_fails_nothing() {
              -- So long that levels take some room.
              RETURN (SELECT deep(n - 1) FROM emp WHERE id = 1 AND name <> '{}');
          END $$",
-        "x".repeat(2000)
+        "x".repeat(8000)
     ));
     let mut session = stage.session();
     session.become_role("bob");
@@ -908,7 +914,8 @@ fn l3_cursors_of_functions_that_an_exception_takes_along_are_told() {
     session.become_role("bob");
     session.ok("SELECT open_cursor()");
     session.ok("CALL ends()");
-    let rows = told(&stage, session.pid());
+    let mut rows = told(&stage, session.pid());
+    rows.retain(|row| ended(&row));
     are(
         &rows,
         &[

@@ -188,8 +188,11 @@ COMMENT ON FUNCTION impersonate.terminate(integer, bigint) IS
 ---------------------------------------------------------------------------------------------------------------------
 -- Audit
 ---------------------------------------------------------------------------------------------------------------------
+-- By time, so that old rows leave at once and indexes stay small. The writer makes the partitions, a month each, named
+-- audit_YYYYMM, and members of the extension. There is no default partition: making one beside it would have to wait
+-- for everybody who reads. The key leads with event_id, and thereby is the index on it.
 CREATE TABLE impersonate.audit (
-    event_id          bigint      NOT NULL PRIMARY KEY,
+    event_id          bigint      NOT NULL,
     event_time        timestamptz NOT NULL,
     event             text        NOT NULL,
     user_name         text        NOT NULL,
@@ -211,8 +214,9 @@ CREATE TABLE impersonate.audit (
     grant_id          bigint,
     reason            text,
     detail            jsonb,
-    hash              bytea
-);
+    hash              bytea,
+    PRIMARY KEY (event_id, event_time)
+) PARTITION BY RANGE (event_time);
 REVOKE ALL ON impersonate.audit FROM PUBLIC;
 COMMENT ON TABLE impersonate.audit IS 'one row per event; written by the audit writer alone, whatever became of the transaction';
 COMMENT ON COLUMN impersonate.audit.event_id IS 'strictly increasing, without gaps';
@@ -221,14 +225,67 @@ COMMENT ON COLUMN impersonate.audit.session_user_name IS 'the impersonator: the 
 COMMENT ON COLUMN impersonate.audit.role_name IS 'the role in force, which differs from user_name after a SET ROLE';
 COMMENT ON COLUMN impersonate.audit.session_id IS 'as %c in log_line_prefix';
 COMMENT ON COLUMN impersonate.audit.grant_id IS 'the SET USER right that let the switch through; none for superusers and oneself';
+COMMENT ON COLUMN impersonate.audit.hash IS
+    'SHA-256 over the hash of the row before and this row; impersonate.audit_verify() compares';
+
+CREATE TABLE impersonate.audit_state (
+    event_id  bigint NOT NULL,
+    hash      bytea  NOT NULL,
+    stored_id bigint NOT NULL
+);
+REVOKE ALL ON impersonate.audit_state FROM PUBLIC;
+COMMENT ON TABLE impersonate.audit_state IS
+    'one row, written by the audit writer with each batch: the newest event, so that it is missed if it is removed';
+COMMENT ON COLUMN impersonate.audit_state.event_id IS 'the newest event''s number';
+COMMENT ON COLUMN impersonate.audit_state.stored_id IS
+    'the newest event in impersonate.audit; those after it went to the server log alone';
+
+CREATE TABLE impersonate.audit_purged (
+    last   bigint      NOT NULL,
+    hash   bytea       NOT NULL,
+    rows   bigint      NOT NULL,
+    before timestamptz NOT NULL,
+    at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    by     text        NOT NULL DEFAULT session_user
+);
+REVOKE ALL ON impersonate.audit_purged FROM PUBLIC;
+COMMENT ON TABLE impersonate.audit_purged IS
+    'what impersonate.audit_purge() took away; the chain begins after the newest. Each has its PURGE event as well';
+COMMENT ON COLUMN impersonate.audit_purged.last IS 'event_id of the newest row that left';
+COMMENT ON COLUMN impersonate.audit_purged.hash IS 'that row''s hash';
 
 CREATE FUNCTION impersonate.audit_guard() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'audit_guard_wrapper';
 COMMENT ON FUNCTION impersonate.audit_guard() IS 'refuses whatever is not the audit writer';
+-- A statement's triggers are those of the table that it names, so each partition has the same.
 CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.audit
+    FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard();
+CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.audit_state
+    FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard();
+CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.audit_purged
     FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard();
 
 CREATE FUNCTION impersonate.audit_sync() RETURNS void
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'audit_sync_wrapper';
 COMMENT ON FUNCTION impersonate.audit_sync() IS
     'returns when every event of this database that was queued before the call is stored in impersonate.audit';
+
+CREATE FUNCTION impersonate.audit_head(OUT event_id bigint, OUT hash bytea) RETURNS record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'audit_head_wrapper';
+COMMENT ON FUNCTION impersonate.audit_head() IS
+    'number and hash of the newest event, to be kept where nobody here can reach it: see impersonate.audit_verify()';
+REVOKE ALL ON FUNCTION impersonate.audit_head() FROM PUBLIC;
+
+CREATE FUNCTION impersonate.audit_verify(
+    "from" bigint DEFAULT NULL, "to" bigint DEFAULT NULL, head bytea DEFAULT NULL,
+    OUT ok boolean, OUT rows_checked bigint, OUT first_bad bigint, OUT damage text, OUT detail text) RETURNS record
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'audit_verify_wrapper';
+COMMENT ON FUNCTION impersonate.audit_verify(bigint, bigint, bytea) IS
+    'whether the rows of impersonate.audit are those that were stored: names the first that is not, and what became of it';
+REVOKE ALL ON FUNCTION impersonate.audit_verify(bigint, bigint, bytea) FROM PUBLIC;
+
+CREATE FUNCTION impersonate.audit_purge(before timestamptz) RETURNS bigint
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'audit_purge_wrapper';
+COMMENT ON FUNCTION impersonate.audit_purge(timestamptz) IS
+    'removes the oldest rows of impersonate.audit, up to the first that is not before this time; returns how many';
+REVOKE ALL ON FUNCTION impersonate.audit_purge(timestamptz) FROM PUBLIC;

@@ -57,6 +57,15 @@ impl AuditWait {
     }
 }
 
+/// Where events go.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+#[allow(non_camel_case_types)]
+pub enum AuditDestination {
+    table,
+    log,
+    both,
+}
+
 // A target that cannot log in is nobody's identity: off lets group roles be acted as (S5).
 static REQUIRE_LOGIN: GucSetting<bool> = GucSetting::<bool>::new(true);
 // Impersonated: what was done under another identity is what nobody else records.
@@ -70,6 +79,9 @@ static AUDIT_STATEMENT_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);
 static AUDIT_PARAMETERS: GucSetting<bool> = GucSetting::<bool>::new(true);
 // Off: what a function does is the function's, and a loop would have a row for each turn.
 static AUDIT_NESTED: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+// The table can be queried, and verified; the log is for those who ship logs to another machine.
+static AUDIT_DESTINATION: GucSetting<AuditDestination> = GucSetting::<AuditDestination>::new(AuditDestination::table);
 
 // A pooler that hands a connection on in the middle of a session cannot be seen from here; whoever sets one up knows.
 static LOCAL_ONLY: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -115,6 +127,11 @@ pub fn audit_parameters() -> bool {
 /// Whether statements inside others have rows of their own.
 pub fn audit_nested() -> bool {
     AUDIT_NESTED.get()
+}
+
+/// Where the writer puts events.
+pub fn audit_destination() -> AuditDestination {
+    AUDIT_DESTINATION.get()
 }
 
 /// Bytes of statement text that a row keeps.
@@ -186,6 +203,14 @@ pub fn define() {
         c"Settled for an impersonation when it begins.",
         &AUDIT_NESTED,
         GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"impersonate.audit_destination",
+        c"Where audit events are stored.",
+        c"table (impersonate.audit), log (a line of JSON for each in the server log), or both.",
+        &AUDIT_DESTINATION,
+        GucContext::Sighup,
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(

@@ -19,6 +19,10 @@ pub enum Kind {
     Revoke,
     Violation,
     Terminated,
+    /// Old rows left (L9).
+    Purge,
+    /// From here on events go elsewhere, or come back; the writer's own.
+    Destination,
 }
 
 impl Kind {
@@ -33,13 +37,24 @@ impl Kind {
             Kind::Revoke => "REVOKE",
             Kind::Violation => "VIOLATION",
             Kind::Terminated => "TERMINATED",
+            Kind::Purge => "PURGE",
+            Kind::Destination => "DESTINATION",
         }
     }
 
     fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::*;
         [
-            SetUser, ResetUser, Denied, Statement, Grant, Revoke, Violation, Terminated,
+            SetUser,
+            ResetUser,
+            Denied,
+            Statement,
+            Grant,
+            Revoke,
+            Violation,
+            Terminated,
+            Purge,
+            Destination,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)

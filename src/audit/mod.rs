@@ -10,6 +10,7 @@
 
 mod chain;
 mod event;
+mod line;
 mod queue;
 mod wait;
 mod writer;

@@ -10,9 +10,17 @@
 //! - SIGKILL, and any crash, makes the postmaster end all and lay out shared memory anew: the queue is empty then. What
 //!   became of the events in it is a question of WAL order (SPEC L5), not of this file.
 //!
-//! Numbers and hashes go on from the table's newest row, read at the start and again after every error but those that
-//! others cause (a cancel, a lock). Only one writer of a database exists at a time (see `queue`), and it commits before
-//! it leaves.
+//! Numbers and hashes go on from what `impersonate.audit_state` says, the table's newest row, or what this process
+//! stored last, whichever is newest: where they differ somebody changed them by force, and the gap that comes of it
+//! shows. They are read at the start and again after every error but those that others cause (a cancel, a lock). Only
+//! one writer of a database exists at a time (see `queue`), and it commits before it leaves.
+//!
+//! # Places
+//! The table has a partition for each month. A batch for which one is missing is given up, the partition is made in a
+//! transaction of its own, and the batch begun again: so that no lock of a batch is held while one waits for another.
+//! With `impersonate.audit_destination = log` rows go to the server log instead; numbers and hashes go on. A DESTINATION
+//! row is the table's last before that, and its first after: it says in the chain itself what is not in the table.
+//! A line is written before its batch commits, so after an error it may come twice, with the same number.
 //!
 //! # Errors
 //! The writer survives them: it rolls back, remembers the error in the lane for those who wait, pauses, and tries again,
@@ -32,11 +40,16 @@
 //! - The postmaster died: at once.
 
 use super::chain::{self, Hash, RowHasher, Value};
-use super::event::{Event, Record};
+use super::event::{Event, Kind, Record};
 use super::queue::{self, LaneHandle, Leave};
 use crate::pg::latch::{check_for_interrupts, nap, now};
+use super::line::{self, hexadecimal, Line};
+use crate::pg::identity;
+use crate::pg::worker::partitions::{self, Range};
 use crate::pg::worker::rows::{self, Batch, Field, Parsed, Store, Target};
+use crate::pg::worker::state::{Place, State, StateTable, StateTarget};
 use crate::pg::worker::{self, Failure};
+use crate::settings::{self, AuditDestination};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{function_name, pg_guard, pg_sys, PgLogLevel, PgSqlErrorCode};
 use std::fmt::Write as _;
@@ -60,13 +73,20 @@ const LINGER: i64 = 30_000_000;
 const PAUSE: u32 = 100;
 const LONGEST_PAUSE: u32 = 5_000;
 
+/// Microseconds after a purge, or the writer's start, after which it looks for partitions that are empty; and how long it
+/// waits to look again when somebody reads them.
+const TIDY_AFTER: i64 = 2_000_000;
+const TIDY_AGAIN: i64 = 60_000_000;
+
+/// Partitions whose times the writer remembers.
+const KNOWN_RANGES: usize = 16;
+
 /// Connections that failed in a row, after which the writer looks whether its database still exists.
 const DOUBTS: u32 = 2;
 
 /// The columns of `impersonate.audit` in the table's order, which is the order of the hash. `hash` is the last.
-static TARGET: Target = Target {
+pub(super) static TARGET: Target = Target {
     extension: c"impersonate",
-    schema: c"impersonate",
     table: c"audit",
     columns: &[
         (c"event_id", INT8),
@@ -95,6 +115,12 @@ static TARGET: Target = Target {
     ],
     insert: c"INSERT INTO impersonate.audit SELECT a.* FROM pg_catalog.unnest($1) AS a",
     newest: c"SELECT event_id, hash FROM impersonate.audit ORDER BY event_id DESC LIMIT 1",
+};
+
+static STATE: StateTarget = StateTarget {
+    extension: c"impersonate",
+    table: c"audit_state",
+    read: c"SELECT ctid, event_id, hash, stored_id FROM impersonate.audit_state ORDER BY event_id DESC LIMIT 1",
 };
 
 const BYTEA: u32 = pg_sys::BYTEAOID.to_u32();
@@ -180,6 +206,9 @@ fn set_settings() {
     worker::set(c"plan_cache_mode", c"force_generic_plan");
     worker::set(c"jit", c"off");
     worker::set(c"max_parallel_workers_per_gather", c"0");
+    // As partitions are told by bounds in text.
+    worker::set(c"timezone", c"UTC");
+    worker::set(c"datestyle", c"ISO, YMD");
     // The newest row is found through the primary key, whatever the statistics say.
     worker::set(c"enable_seqscan", c"off");
 }
@@ -189,8 +218,14 @@ struct Writer {
     pid: i32,
     store: Store,
     scratch: Vec<u8>,
-    /// Number and hash of the newest row in the table, once they are known.
-    newest: Option<(i64, Hash)>,
+    /// The newest event, once it is known.
+    newest: Option<Newest>,
+    /// `newest` is to be compared with what the tables say.
+    doubtful: bool,
+    /// Times for which there is a partition.
+    ranges: Vec<Range>,
+    /// When to look for empty partitions.
+    tidy_at: Option<i64>,
     /// Events of the next transaction, at most.
     batch: usize,
     /// How carefully the next event is stored.
@@ -219,7 +254,22 @@ enum Care {
 enum Round {
     Nothing,
     Stored,
+    /// What was missing is there now.
+    Again,
     NoExtension,
+}
+
+/// The newest event of the database, wherever it went.
+#[derive(Clone, Copy)]
+struct Newest {
+    /// The table, to tell it from one of an extension that was created again.
+    relation: u32,
+    id: i64,
+    hash: Hash,
+    /// The newest in the table.
+    stored_id: i64,
+    /// Where the row of `audit_state` is.
+    place: Option<Place>,
 }
 
 impl Writer {
@@ -230,6 +280,9 @@ impl Writer {
             store: Store::new(&TARGET),
             scratch: Vec::new(),
             newest: None,
+            doubtful: true,
+            ranges: Vec::new(),
+            tidy_at: Some(now() + TIDY_AFTER),
             batch: BATCH_EVENTS,
             care: Care::Usual,
             alone_left: 0,
@@ -264,6 +317,7 @@ impl Writer {
                     found_nothing = true;
                     self.nap(length, until_any);
                 }
+                Ok(Round::Again) => (),
                 Ok(Round::NoExtension) => {
                     self.lane.extension_exists(false);
                     log_and_clear(self.lane, "extension impersonate does not exist in its database");
@@ -283,6 +337,7 @@ impl Writer {
             return worker::catch(|| {
                 worker::reload_if_asked();
                 check_for_interrupts();
+                self.tidy();
                 Round::Nothing
             });
         }
@@ -290,14 +345,28 @@ impl Writer {
             worker::reload_if_asked();
             check_for_interrupts();
             worker::report_activity(true);
-            let stored = worker::transaction(|| self.store_batch());
-            let Some(stored) = stored else {
-                return Round::NoExtension;
+            let stored = match worker::transaction(|| self.store_batch()) {
+                Outcome::Stored(stored) => stored,
+                Outcome::NoExtension => return Round::NoExtension,
+                Outcome::NoPartition(times) => {
+                    for time in times {
+                        if !has_partition(&self.ranges, time) {
+                            let range = worker::transaction(|| partitions::ensure(time));
+                            self.ranges.truncate(KNOWN_RANGES - 1);
+                            self.ranges.insert(0, range);
+                        }
+                    }
+                    return Round::Again;
+                }
             };
             // From the commit in there to here, nothing can raise or be interrupted. See the head of this file.
             self.lane
                 .advance(stored.position, stored.count, Some(worker::last_commit_lsn()));
             self.newest = Some(stored.newest);
+            self.doubtful = false;
+            if stored.purge {
+                self.tidy_at = Some(now() + TIDY_AFTER);
+            }
             self.calm_down();
             self.failures = 0;
             self.lane.succeeded();
@@ -307,16 +376,25 @@ impl Writer {
         })
     }
 
-    /// Stores the oldest events, inside a transaction. `None` when there is no table.
-    fn store_batch(&mut self) -> Option<StoredBatch> {
-        let open = self.store.open()?;
-        let (mut id, mut hash) = self
-            .newest
-            .filter(|_| !open.is_new)
-            .unwrap_or_else(|| match open.newest() {
-                Some((id, hash)) => (id, chain::stored(hash.as_deref())),
-                None => (0, chain::START),
-            });
+    /// Stores the oldest events, inside a transaction.
+    fn store_batch(&mut self) -> Outcome {
+        let Some(state) = StateTable::open(&STATE) else {
+            return Outcome::NoExtension;
+        };
+        let Some(open) = self.store.open() else {
+            state.close();
+            return Outcome::NoExtension;
+        };
+        let relation = open.relation();
+        let before = match self.newest {
+            Some(newest) if !self.doubtful && !open.is_new && newest.relation == relation => newest,
+            memory => newest(memory, relation, state.read(), open.newest()),
+        };
+        let destination = settings::audit_destination();
+        let (to_table, to_log) = (
+            destination != AuditDestination::log,
+            destination != AuditDestination::table,
+        );
         let care = self.care;
         let limit = if care == Care::Usual { self.batch } else { 1 };
         let database = worker::my_database_name();
@@ -326,20 +404,67 @@ impl Writer {
             database: &database,
             care,
             address: None,
+            newest: before,
+            to_table,
+            lines: to_log.then(Vec::new),
+            ranges: &self.ranges,
+            missing: Vec::new(),
+            purge: false,
         };
-        let read = self.lane.read(&mut self.scratch, limit, BATCH_BYTES, |record| {
-            id += 1;
-            hash = builder.push(id, &hash, record);
-        });
+        let in_table = before.stored_id == before.id;
+        if in_table != to_table && before.id > 0 {
+            builder.turn();
+        }
+        let read = self
+            .lane
+            .read(&mut self.scratch, limit, BATCH_BYTES, |record| builder.push(record));
         let Some((count, position)) = read else {
             pgrx::error!("the audit queue holds something that is not an event");
         };
+        let RowBuilder {
+            newest: after,
+            lines,
+            missing,
+            purge,
+            ..
+        } = builder;
+        if !missing.is_empty() {
+            batch.abandon();
+            state.close();
+            return Outcome::NoPartition(missing);
+        }
         batch.insert();
-        Some(StoredBatch {
+        let place = state.write(
+            before.place,
+            &State {
+                event_id: after.id,
+                hash: after.hash.to_vec(),
+                stored_id: after.stored_id,
+            },
+        );
+        lines.into_iter().flatten().for_each(log_line);
+        Outcome::Stored(StoredBatch {
             count,
             position,
-            newest: (id, hash),
+            newest: Newest {
+                place: Some(place),
+                ..after
+            },
+            purge,
         })
+    }
+
+    /// Removes partitions that are empty, when it is time to look for them.
+    fn tidy(&mut self) {
+        if self.tidy_at.is_none_or(|due| now() < due) {
+            return;
+        }
+        self.tidy_at = Some(now() + TIDY_AGAIN);
+        let done = worker::transaction(|| !extension_exists() || partitions::drop_empty());
+        if done {
+            self.tidy_at = None;
+        }
+        self.ranges.clear();
     }
 
     /// The type of a column refused something.
@@ -417,7 +542,8 @@ impl Writer {
             self.batch = (self.batch / 4).max(1);
         } else {
             self.store.forget();
-            self.newest = None;
+            self.doubtful = true;
+            self.ranges.clear();
             self.scratch = Vec::new();
         }
         if failure.sqlstate.starts_with(b"22") && self.care != Care::Without && !self.lane.is_empty() {
@@ -460,10 +586,62 @@ impl Writer {
     }
 }
 
+enum Outcome {
+    Stored(StoredBatch),
+    /// There is no table.
+    NoExtension,
+    /// For these times.
+    NoPartition(Vec<i64>),
+}
+
 struct StoredBatch {
     count: usize,
     position: u64,
-    newest: (i64, Hash),
+    newest: Newest,
+    /// There was a PURGE among them.
+    purge: bool,
+}
+
+/// Where numbers and hashes go on: from the newest of what this process remembers, what `audit_state` says, and the
+/// newest row. The first of them counts where numbers are the same.
+fn newest(
+    memory: Option<Newest>,
+    relation: u32,
+    state: Option<(Place, State)>,
+    row: Option<(i64, Option<Vec<u8>>)>,
+) -> Newest {
+    let place = state.as_ref().map(|(place, _)| *place);
+    let memory = memory.filter(|memory| memory.relation == relation);
+    let state = state.map(|(_, state)| Newest {
+        relation,
+        id: state.event_id,
+        hash: chain::stored(Some(&state.hash)),
+        stored_id: state.stored_id,
+        place,
+    });
+    let row = row.map(|(id, hash)| Newest {
+        relation,
+        id,
+        hash: chain::stored(hash.as_deref()),
+        stored_id: id,
+        place,
+    });
+    let start = Newest {
+        relation,
+        id: 0,
+        hash: chain::START,
+        stored_id: 0,
+        place,
+    };
+    let newest = [memory, state, row]
+        .into_iter()
+        .flatten()
+        .fold(start, |newest, other| if other.id > newest.id { other } else { newest });
+    Newest { place, ..newest }
+}
+
+fn has_partition(ranges: &[Range], time: i64) -> bool {
+    ranges.iter().any(|(low, high)| (*low..*high).contains(&time))
 }
 
 /// A column's value in two forms: for the hash, and for the table.
@@ -540,11 +718,70 @@ struct RowBuilder<'b> {
     care: Care,
     /// The last client address, as it was and parsed: the next is likely the same.
     address: Option<(Vec<u8>, Parsed<'b>)>,
+    newest: Newest,
+    to_table: bool,
+    /// For the server log, if rows go there.
+    lines: Option<Vec<String>>,
+    ranges: &'b [Range],
+    /// Times for which there is no partition.
+    missing: Vec<i64>,
+    purge: bool,
 }
 
 impl<'b> RowBuilder<'b> {
-    /// Adds a row, and returns its hash.
-    fn push(&mut self, id: i64, previous: &Hash, record: &Record) -> Hash {
+    /// Adds a row.
+    fn push(&mut self, record: &Record) {
+        self.purge |= record.kind == Kind::Purge;
+        self.put(record, self.to_table);
+    }
+
+    /// Adds a row of the writer's own, which goes to the table in any case: from here on rows go elsewhere, or come back.
+    fn turn(&mut self) {
+        let Newest {
+            id, stored_id, hash, ..
+        } = self.newest;
+        let detail = if self.to_table {
+            let (first, hash) = (stored_id + 1, hexadecimal(&hash));
+            let to = match self.lines {
+                Some(_) => "both",
+                None => "table",
+            };
+            format!("{{\"destination\": \"{to}\", \"first\": {first}, \"last\": {id}, \"hash\": \"{hash}\"}}")
+        } else {
+            "{\"destination\": \"log\"}".to_owned()
+        };
+        let user = identity::role_name(identity::current_user()).unwrap_or_default();
+        let event = Event {
+            kind: Kind::Destination,
+            time: now(),
+            user_name: &user,
+            session_user_name: &user,
+            role_name: &user,
+            impersonation_id: None,
+            pid: worker::my_pid(),
+            session_start: identity::session_start(),
+            application_name: identity::application_name(),
+            client_addr: None,
+            command_tag: None,
+            statement: None,
+            parameters: None,
+            relations: None,
+            row_count: None,
+            duration_us: None,
+            sqlstate: super::event::SUCCESSFUL,
+            grant_id: None,
+            reason: None,
+            detail: Some(detail.as_bytes()),
+        };
+        let mut bytes = Vec::new();
+        event.encode(event.size(), &mut bytes);
+        if let Some(record) = super::event::decode(&bytes) {
+            self.put(&record, true);
+        }
+    }
+
+    fn put(&mut self, record: &Record, to_table: bool) {
+        let id = self.newest.id + 1;
         let session_id = SessionId::of(record);
         let (client_addr, detail) = self.parsed(record);
         let parameters: Option<Vec<_>> = record.parameters.map(|list| list.iter().collect());
@@ -573,17 +810,35 @@ impl<'b> RowBuilder<'b> {
             Column::text(record.reason),
             Column::parsed(detail),
         ];
-        let mut hasher = RowHasher::new(previous);
+        let mut hasher = RowHasher::new(&self.newest.hash);
         columns.iter().for_each(|column| hasher.column(column.value));
         let hash = hasher.finish();
-        let mut fields = [Field::Null; HASHED + 1];
-        fields
-            .iter_mut()
-            .zip(&columns)
-            .for_each(|(field, column)| *field = column.field);
-        fields[HASHED] = Field::Bytes(&hash);
-        self.batch.push(&fields);
-        hash
+        if to_table {
+            if !has_partition(self.ranges, record.time) {
+                self.missing.push(record.time);
+            }
+            let mut fields = [Field::Null; HASHED + 1];
+            fields
+                .iter_mut()
+                .zip(&columns)
+                .for_each(|(field, column)| *field = column.field);
+            fields[HASHED] = Field::Bytes(&hash);
+            self.batch.push(&fields);
+            self.newest.stored_id = id;
+        }
+        if let Some(lines) = &mut self.lines {
+            let decode: line::Decode = match self.care {
+                Care::Usual | Care::Alone => &identity::to_utf8,
+                Care::AsText | Care::Without => &line::bytewise,
+            };
+            let mut line = Line::new(decode);
+            for ((name, _), column) in TARGET.columns.iter().zip(&columns) {
+                line.column(&name.to_string_lossy(), &column.value, *name == c"detail");
+            }
+            lines.push(format!("impersonate: {}", line.finish(&hash)));
+        }
+        self.newest.id = id;
+        self.newest.hash = hash;
     }
 
     /// `client_addr` and `detail`, whose types may refuse the text.

@@ -210,6 +210,24 @@ pub unsafe fn admin_clause(statement: *mut pg_sys::GrantRoleStmt) -> AdminClause
     }
 }
 
+/// Writes `tuple` over the one at `place`.
+///
+/// # Safety
+/// The relation is open and locked for writing, has no index, and the newest version of a row is at `place`.
+pub unsafe fn update_tuple(relation: pg_sys::Relation, place: *mut pg_sys::ItemPointerData, tuple: pg_sys::HeapTuple) {
+    #[cfg(feature = "pg15")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::simple_heap_update(relation, place, tuple);
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut indexes = pg_sys::TU_UpdateIndexes::TU_None;
+        pg_sys::simple_heap_update(relation, place, tuple, &raw mut indexes);
+    }
+}
+
 /// This backend's place among the server's processes: 0 to MaxBackends - 1 for client backends.
 pub fn backend_slot() -> usize {
     #[cfg(any(feature = "pg15", feature = "pg16"))]

@@ -1,7 +1,9 @@
 //! What a background worker needs of the server: registration, its start in its own process, transactions, and
 //! recovery from errors; and what others ask about processes.
 
+pub mod partitions;
 pub mod rows;
+pub mod state;
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;

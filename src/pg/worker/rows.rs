@@ -12,8 +12,8 @@ use std::ffi::CStr;
 
 /// Where rows go.
 pub struct Target {
+    /// Its schema has the same name.
     pub extension: &'static CStr,
-    pub schema: &'static CStr,
     pub table: &'static CStr,
     /// Name and type of each column that is written.
     pub columns: &'static [(&'static CStr, u32)],
@@ -83,40 +83,10 @@ impl Store {
     /// Opens the table, inside `worker::transaction`. `None` when the extension or the table doesn't exist.
     pub fn open(&mut self) -> Option<Open<'_>> {
         let target = self.target;
-        // SAFETY: catalog lookups with C strings, in a transaction. The relation is locked until the transaction ends,
-        // and closed by `Open` or by the transaction's abort.
+        // SAFETY: in a transaction. The relation is closed by `Open` or by the transaction's abort.
         let (relation, oid, row_type) = unsafe {
-            let schema = pg_sys::get_namespace_oid(target.schema.as_ptr(), true);
-            if schema == pg_sys::InvalidOid {
-                return None;
-            }
-            let oid = pg_sys::get_relname_relid(target.table.as_ptr(), schema);
-            if oid == pg_sys::InvalidOid {
-                return None;
-            }
-            // These two have no cache. A table that belonged to the extension is no stranger's as long as it is that one:
-            // with the extension it goes itself.
-            let is_known = self.known.as_ref().is_some_and(|known| known.relation == oid);
-            let extension = if is_known {
-                pg_sys::InvalidOid
-            } else {
-                pg_sys::get_extension_oid(target.extension.as_ptr(), true)
-            };
-            if !is_known && extension == pg_sys::InvalidOid {
-                return None;
-            }
-            let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
-            if !is_known && pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, oid) != extension {
-                refuse(target, "it does not belong to the extension");
-            }
-            let form = &*(*relation).rd_rel;
-            if !pg_sys::superuser_arg(form.relowner) {
-                refuse(target, "its owner is not a superuser");
-            }
-            if ![pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE].contains(&(form.relkind as u8)) {
-                refuse(target, "it is not a table");
-            }
-            (relation, oid, form.reltype)
+            let relation = extension_relation(target.extension, target.table)?;
+            (relation, (*relation).rd_id, (*(*relation).rd_rel).reltype)
         };
         let is_new = !self
             .known
@@ -145,8 +115,41 @@ impl Store {
     }
 }
 
-fn refuse(target: &Target, why: &str) -> ! {
-    let (schema, table) = (target.schema.to_string_lossy(), target.table.to_string_lossy());
+/// Opens a table of the extension, which has a schema of its own name, and locks it for insertion until the transaction
+/// ends. `None` when the extension or the table doesn't exist; raises when the table isn't as the extension made it.
+///
+/// # Safety
+/// In a transaction; the caller closes it.
+pub(super) unsafe fn extension_relation(name: &CStr, table: &CStr) -> Option<pg_sys::Relation> {
+    // SAFETY: catalog lookups with C strings. The relation is locked until the transaction ends.
+    unsafe {
+        let extension = pg_sys::get_extension_oid(name.as_ptr(), true);
+        let schema = pg_sys::get_namespace_oid(name.as_ptr(), true);
+        if extension == pg_sys::InvalidOid || schema == pg_sys::InvalidOid {
+            return None;
+        }
+        let oid = pg_sys::get_relname_relid(table.as_ptr(), schema);
+        if oid == pg_sys::InvalidOid {
+            return None;
+        }
+        let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
+        if pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, oid) != extension {
+            refuse(name, table, "it does not belong to the extension");
+        }
+        let form = &*(*relation).rd_rel;
+        if !pg_sys::superuser_arg(form.relowner) {
+            refuse(name, table, "its owner is not a superuser");
+        }
+        if ![pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE].contains(&(form.relkind as u8)) {
+            refuse(name, table, "it is not a table");
+        }
+        Some(relation)
+    }
+}
+
+/// Raises that a table is not what the writer writes into.
+pub(super) fn refuse(schema: &CStr, table: &CStr, why: &str) -> ! {
+    let (schema, table) = (schema.to_string_lossy(), table.to_string_lossy());
     ErrorReport::new(
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
         format!("table {schema}.{table} cannot be used: {why}"),
@@ -170,7 +173,8 @@ impl Known {
                 match usize::try_from(number) {
                     Ok(number @ 1..) if actual.to_u32() == *type_oid => number - 1,
                     _ => refuse(
-                        target,
+                        target.extension,
+                        target.table,
                         &format!("column {} is missing or of another type", name.to_string_lossy()),
                     ),
                 }
@@ -206,6 +210,11 @@ unsafe fn prepare(statement: &CStr, types: &mut [pg_sys::Oid]) -> pg_sys::SPIPla
 }
 
 impl<'s> Open<'s> {
+    /// The table, to tell it from another of the same name.
+    pub fn relation(&self) -> u32 {
+        self.known.relation.to_u32()
+    }
+
     /// What the target's `newest` returns: the number, and the bytes if they aren't NULL.
     pub fn newest(&self) -> Option<(i64, Option<Vec<u8>>)> {
         // SAFETY: a kept plan without parameters, inside SPI; its result is a row of (bigint, bytea), or none.
@@ -248,7 +257,7 @@ impl<'s> Open<'s> {
     }
 }
 
-fn expect(done: i32, expected: u32) {
+pub(super) fn expect(done: i32, expected: u32) {
     if done != expected as i32 {
         pgrx::error!("unexpected result of a statement of the audit writer: {done}");
     }
@@ -310,6 +319,11 @@ impl Batch<'_> {
                 }
             }
         }
+        self.open.close();
+    }
+
+    /// Ends the batch without storing anything.
+    pub fn abandon(self) {
         self.open.close();
     }
 

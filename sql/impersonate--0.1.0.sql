@@ -270,16 +270,16 @@ CREATE FUNCTION impersonate.audit_sync() RETURNS void
 COMMENT ON FUNCTION impersonate.audit_sync() IS
     'returns when every event of this database that was queued before the call is stored in impersonate.audit';
 
-CREATE FUNCTION impersonate.audit_head(OUT event_id bigint, OUT hash bytea) RETURNS record
-    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'audit_head_wrapper';
+CREATE FUNCTION impersonate.audit_head(OUT event_id bigint, OUT hash bytea) RETURNS SETOF record
+    LANGUAGE c VOLATILE ROWS 1 PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'audit_head_wrapper';
 COMMENT ON FUNCTION impersonate.audit_head() IS
     'number and hash of the newest event, to be kept where nobody here can reach it: see impersonate.audit_verify()';
 REVOKE ALL ON FUNCTION impersonate.audit_head() FROM PUBLIC;
 
 CREATE FUNCTION impersonate.audit_verify(
     "from" bigint DEFAULT NULL, "to" bigint DEFAULT NULL, head bytea DEFAULT NULL,
-    OUT ok boolean, OUT rows_checked bigint, OUT first_bad bigint, OUT damage text, OUT detail text) RETURNS record
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'audit_verify_wrapper';
+    OUT ok boolean, OUT rows_checked bigint, OUT first_bad bigint, OUT damage text, OUT detail text) RETURNS SETOF record
+    LANGUAGE c VOLATILE ROWS 1 PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'audit_verify_wrapper';
 COMMENT ON FUNCTION impersonate.audit_verify(bigint, bigint, bytea) IS
     'whether the rows of impersonate.audit are those that were stored: names the first that is not, and what became of it';
 REVOKE ALL ON FUNCTION impersonate.audit_verify(bigint, bigint, bytea) FROM PUBLIC;

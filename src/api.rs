@@ -6,7 +6,7 @@ use crate::pg::role_lock::Switching;
 use crate::pg::roles::Catalogs;
 use crate::pg::{active, identity, portal, rights};
 use crate::session::{self, Cause, Switch};
-use crate::{grants, guard, settings, statements};
+use crate::{grants, guard, settings, statements, trail};
 use impersonate_policy as policy;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::{self, Oid};
@@ -513,4 +513,55 @@ fn audit_sync() {
     if active::available() {
         audit::sync();
     }
+}
+
+/// `impersonate.audit_head`
+#[pg_extern(volatile, parallel_restricted)]
+fn audit_head() -> TableIterator<'static, (name!(event_id, i64), name!(hash, Vec<u8>))> {
+    TableIterator::new(trail::head())
+}
+
+/// `impersonate.audit_verify` (L8)
+#[pg_extern(volatile, parallel_unsafe)]
+#[allow(clippy::type_complexity)]
+fn audit_verify(
+    from: Option<i64>,
+    to: Option<i64>,
+    head: Option<&[u8]>,
+) -> TableIterator<
+    'static,
+    (
+        name!(ok, bool),
+        name!(rows_checked, i64),
+        name!(first_bad, Option<i64>),
+        name!(damage, Option<&'static str>),
+        name!(detail, Option<String>),
+    ),
+> {
+    let verified = trail::verify(from, to, head);
+    let rows = i64::try_from(verified.rows).unwrap_or(i64::MAX);
+    TableIterator::once(match verified.finding {
+        None => (true, rows, None, None, None),
+        Some(finding) => (
+            false,
+            rows,
+            finding.first_bad,
+            Some(finding.damage.as_str()),
+            Some(finding.detail),
+        ),
+    })
+}
+
+/// `impersonate.audit_purge` (L9)
+#[pg_extern(volatile, parallel_unsafe)]
+fn audit_purge(before: Option<TimestampWithTimeZone>) -> i64 {
+    let Some(before) = before else {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            "before must not be NULL".to_owned(),
+            None,
+            None,
+        ));
+    };
+    trail::purge(before.into())
 }

@@ -11,6 +11,7 @@ mod pg;
 mod session;
 mod settings;
 mod statements;
+mod trail;
 
 pgrx::pg_module_magic!();
 

@@ -36,6 +36,11 @@ pub enum Value<'a> {
     Text(&'a [u8]),
     /// Of one dimension, counting from 1; or without elements. The writer stores no other.
     TextArray(&'a [Option<&'a [u8]>]),
+    /// As somebody else may have stored it: (length, lower bound) of each dimension.
+    AnyTextArray {
+        dimensions: &'a [(i32, i32)],
+        elements: &'a [Option<&'a [u8]>],
+    },
 }
 
 /// Hashes one row, column by column.
@@ -68,6 +73,7 @@ impl RowHasher {
             Value::Text(text) => self.text(text),
             Value::TextArray([]) => self.array(&[], &[]),
             Value::TextArray(elements) => self.array(&[(elements.len() as i32, 1)], elements),
+            Value::AnyTextArray { dimensions, elements } => self.array(dimensions, elements),
         }
     }
 

@@ -62,7 +62,7 @@ impl<'a> Line<'a> {
                 let text = (self.decode)(text);
                 self.string(&text);
             }
-            Value::TextArray(elements) => {
+            Value::TextArray(elements) | Value::AnyTextArray { elements, .. } => {
                 self.json.push('[');
                 for (at, element) in elements.iter().enumerate() {
                     if at > 0 {

@@ -12,10 +12,13 @@ mod chain;
 mod event;
 mod line;
 mod queue;
+pub mod verify;
 mod wait;
 mod writer;
 
+pub use chain::stored as stored_hash;
 pub use event::{Event, Kind, ListBuffer, SUCCESSFUL};
+pub use line::{hexadecimal, iso_time};
 pub use writer::is_writer;
 
 use crate::pg::worker;
@@ -46,6 +49,11 @@ pub fn max_reserved_bytes() -> usize {
 /// What this session has set aside.
 pub fn reserved_bytes() -> usize {
     SESSION.with(|session| session.reserved.get()) as usize
+}
+
+/// The columns of `impersonate.audit` in the order of the hash, which is the last.
+pub fn columns() -> impl Iterator<Item = &'static std::ffi::CStr> {
+    writer::TARGET.columns.iter().map(|(name, _)| *name)
 }
 
 /// What this session has in the queue. While `reserved` isn't 0 the lane belongs to the session's database.

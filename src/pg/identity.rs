@@ -84,6 +84,12 @@ pub fn in_block() -> bool {
     unsafe { pg_sys::IsTransactionBlock() }
 }
 
+/// Whether each statement of the transaction sees what was committed before it.
+pub fn sees_newest() -> bool {
+    // SAFETY: reads a variable of the transaction.
+    unsafe { pg_sys::XactIsoLevel <= pg_sys::XACT_READ_COMMITTED as i32 }
+}
+
 /// Whether a failed transaction block waits for its ROLLBACK.
 pub fn in_failed_block() -> bool {
     // SAFETY: reads transaction state.

@@ -1,6 +1,7 @@
 //! The home of `unsafe`: the server's interface, made safe to call. Nothing is decided here.
 
 pub mod active;
+pub mod audit_rows;
 pub mod backends;
 pub mod catch;
 pub mod changes;

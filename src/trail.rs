@@ -1,0 +1,310 @@
+//! What is stored in the audit: its head, whether it is as it was stored (L8), and how old rows leave (L9).
+
+use crate::audit::verify::{Column, End, Finding, Meaning, Row, Start, Verification, Wanted};
+use crate::audit::{self, stored_hash, Event, Kind};
+use crate::pg::audit_rows::{purging, reading, Access, Argument, Stored};
+use crate::pg::{identity, utility};
+use crate::{session, statements};
+use pgrx::PgSqlErrorCode;
+use std::ffi::CString;
+
+/// Rows after which a verification tells how far it is.
+const PROGRESS: u64 = 1_000_000;
+
+/// Number and hash of the newest row; None when there is none.
+pub fn head() -> Option<(i64, Vec<u8>)> {
+    reading(|access| newest_row(access, i64::MAX))
+}
+
+/// The newest row up to a number.
+fn newest_row(access: &Access, to: i64) -> Option<(i64, Vec<u8>)> {
+    let found = access.query(
+        c"SELECT event_id, hash FROM impersonate.audit WHERE event_id <= $1 ORDER BY event_id DESC LIMIT 1",
+        &[Argument::Integer(to)],
+    );
+    let row = found.first()?;
+    Some((row.first()?.integer()?, row.get(1)?.bytes().unwrap_or_default().to_vec()))
+}
+
+/// A number that a query returns.
+fn number(access: &Access, query: &std::ffi::CStr, arguments: &[Argument]) -> Option<i64> {
+    access.query(query, arguments).first()?.first()?.integer()
+}
+
+// ------------------------------------------------------------------------------------------------------ verification ---
+
+/// What a verification came to: rows looked at, and the first that isn't as it was stored.
+pub struct Verified {
+    pub rows: u64,
+    pub finding: Option<Finding>,
+}
+
+/// Looks at the rows from one number to another, or all. `head` is a hash that was kept elsewhere: of row `to`, or of
+/// any row.
+pub fn verify(from: Option<i64>, to: Option<i64>, head: Option<&[u8]>) -> Verified {
+    let wanted = Wanted {
+        to,
+        head: head.map(|head| {
+            head.try_into().unwrap_or_else(|_| {
+                session::raise(&crate::pg::guc::Refusal {
+                    sqlstate: PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                    message: "head must be 32 bytes long".to_owned(),
+                    detail: None,
+                    hint: Some("Give the hash that impersonate.audit_head() returned.".to_owned()),
+                })
+            })
+        }),
+    };
+    reading(|access| {
+        let end = end(access);
+        let newest = newest_row(access, i64::MAX).map_or(0, |(id, _)| id);
+        // What is before the first is taken as it is, and what is behind the last tells what became of it.
+        let before = from
+            .and_then(|from| from.checked_sub(1))
+            .and_then(|before| newest_row(access, before))
+            .map(|(id, _)| id);
+        let last = to.and_then(|to| {
+            number(
+                access,
+                c"SELECT event_id FROM impersonate.audit WHERE event_id >= $1 ORDER BY event_id LIMIT 1",
+                &[Argument::Integer(to)],
+            )
+        });
+        let start = match before {
+            Some(_) => Start::FIRST,
+            None => purged(access).unwrap_or(Start::FIRST),
+        };
+        let mut verification = Verification::new(start, end.as_ref(), newest, wanted);
+        let mut trusted = before.is_none();
+        access.stream(
+            &select_rows(),
+            &[
+                Argument::Integer(before.unwrap_or(i64::MIN)),
+                Argument::Integer(last.unwrap_or(i64::MAX)),
+            ],
+            |columns| {
+                let Some(row) = row(columns) else { return true };
+                if !trusted {
+                    trusted = true;
+                    verification.trust(&row);
+                    return true;
+                }
+                let id = row.id;
+                let go_on = verification.row(row);
+                if verification.rows() % PROGRESS == 0 {
+                    pgrx::notice!("verified {} rows, up to {id} of {newest}", verification.rows());
+                }
+                go_on
+            },
+        );
+        Verified {
+            rows: verification.rows(),
+            finding: verification.finish(end.as_ref()),
+        }
+    })
+}
+
+/// Where the writer noted the end.
+fn end(access: &Access) -> Option<End> {
+    let found = access.query(
+        c"SELECT event_id, hash, stored_id FROM impersonate.audit_state ORDER BY event_id DESC LIMIT 1",
+        &[],
+    );
+    let row = found.first()?;
+    Some(End {
+        id: row.first()?.integer()?,
+        hash: stored_hash(row.get(1)?.bytes()),
+        stored_id: row.get(2)?.integer()?,
+    })
+}
+
+/// Where the chain begins after the last purge.
+fn purged(access: &Access) -> Option<Start> {
+    let found = access.query(
+        c"SELECT last, hash FROM impersonate.audit_purged ORDER BY last DESC LIMIT 1",
+        &[],
+    );
+    let row = found.first()?;
+    Some(Start {
+        id: row.first()?.integer()?,
+        hash: stored_hash(row.get(1)?.bytes()),
+        purged: true,
+    })
+}
+
+/// All columns, in the order of the hash, which is the last.
+fn select_rows() -> CString {
+    let columns: Vec<_> = audit::columns().map(|name| name.to_string_lossy()).collect();
+    CString::new(format!(
+        "SELECT {} FROM impersonate.audit WHERE event_id BETWEEN $1 AND $2 ORDER BY event_id, event_time",
+        columns.join(", ")
+    ))
+    .unwrap_or_default()
+}
+
+/// A row of `select_rows`.
+fn row(mut columns: Vec<Stored>) -> Option<Row> {
+    let hash = columns.pop()?.bytes().map(<[u8]>::to_vec);
+    let id = columns.first()?.integer()?;
+    let meaning = meaning(columns.get(2)?.bytes()?, columns.last()?.bytes());
+    let columns = columns
+        .into_iter()
+        .map(|column| match column {
+            Stored::Null => Column::Null,
+            Stored::Integer(number) => Column::Integer(number),
+            Stored::Timestamp(time) => Column::Timestamp(time),
+            Stored::Interval {
+                months,
+                days,
+                microseconds,
+            } => Column::Interval {
+                months,
+                days,
+                microseconds,
+            },
+            Stored::Uuid(uuid) => Column::Uuid(uuid),
+            Stored::Text(text) | Stored::Bytes(text) => Column::Text(text),
+            Stored::TextArray { dimensions, elements } => Column::TextArray { dimensions, elements },
+        })
+        .collect();
+    Some(Row {
+        id,
+        columns,
+        hash,
+        meaning,
+    })
+}
+
+/// What a row says of others, by its kind and its detail.
+fn meaning(kind: &[u8], detail: Option<&[u8]>) -> Meaning {
+    if kind != Kind::Purge.as_str().as_bytes() && kind != Kind::Destination.as_str().as_bytes() {
+        return Meaning::Nothing;
+    }
+    let detail: Option<serde_json::Value> = detail.and_then(|detail| serde_json::from_slice(detail).ok());
+    let Some(detail) = detail else { return Meaning::Nothing };
+    let number = |name: &str| detail[name].as_i64();
+    let hash = || {
+        let digits = detail["hash"].as_str()?;
+        let bytes: Option<Vec<u8>> = (0..digits.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok())
+            .collect();
+        bytes?.try_into().ok()
+    };
+    if kind == Kind::Purge.as_str().as_bytes() {
+        return match (number("last"), hash()) {
+            (Some(last), Some(hash)) => Meaning::Purge { last, hash },
+            _ => Meaning::Nothing,
+        };
+    }
+    match (detail["destination"].as_str(), number("first"), number("last"), hash()) {
+        (Some("log"), ..) => Meaning::Leaving,
+        (_, Some(first), Some(last), Some(hash)) => Meaning::Coming { first, last, hash },
+        _ => Meaning::Nothing,
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------------- purge ---
+
+/// What is to leave.
+struct Leaving {
+    first: i64,
+    last: i64,
+    hash: Vec<u8>,
+}
+
+/// Removes the oldest rows, up to the first that is not before this time (in microseconds since 2000-01-01). Returns how
+/// many events that were.
+///
+/// The PURGE row is stored first: without it nothing may leave, and if the transaction comes to nothing it tells of an
+/// attempt. Then partitions that are wholly before that time are emptied at once, which needs them to itself, and of
+/// the others rows are deleted. The writer drops empty partitions later, when it disturbs nobody.
+pub fn purge(before: i64) -> i64 {
+    session::refuse_change("the audit");
+    utility::prevent_if_read_only(c"impersonate.audit_purge()");
+    // What is told to be leaving is the newest state; an older snapshot would leave some of it behind.
+    if !identity::sees_newest() {
+        session::raise(&crate::pg::guc::Refusal {
+            sqlstate: PgSqlErrorCode::ERRCODE_INVALID_TRANSACTION_STATE,
+            message: "impersonate.audit_purge() must run in a transaction that is READ COMMITTED".to_owned(),
+            detail: None,
+            hint: None,
+        });
+    }
+    let Some(leaving) = purging(|access| leaving(access, before)) else {
+        return 0;
+    };
+    record(before, &leaving);
+    purging(|access| remove(access, before, &leaving));
+    leaving.last - leaving.first + 1
+}
+
+fn leaving(access: &Access, before: i64) -> Option<Leaving> {
+    let first = number(access, c"SELECT min(event_id) FROM impersonate.audit", &[])?;
+    // By number, as clocks may have been set back.
+    let kept = number(
+        access,
+        c"SELECT min(event_id) FROM impersonate.audit WHERE event_time >= $1",
+        &[Argument::Timestamp(before)],
+    );
+    let (last, hash) = newest_row(access, kept.map_or(i64::MAX, |kept| kept - 1))?;
+    Some(Leaving { first, last, hash })
+}
+
+fn record(before: i64, leaving: &Leaving) {
+    let (statement, mut detail) = statements::kept_text(identity::client_message());
+    detail["before"] = audit::iso_time(before).into();
+    detail["first"] = leaving.first.into();
+    detail["last"] = leaving.last.into();
+    detail["rows"] = (leaving.last - leaving.first + 1).into();
+    detail["hash"] = audit::hexadecimal(&leaving.hash).into();
+    let detail = detail.to_string();
+    let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
+    let role = identity::role_name(identity::role_in_force()).unwrap_or_default();
+    audit::wait_stored(audit::push(&Event {
+        user_name: &session_user,
+        session_user_name: &session_user,
+        role_name: &role,
+        command_tag: Some(b"SELECT"),
+        statement: Some(&statement),
+        detail: Some(detail.as_bytes()),
+        ..statements::blank_event(Kind::Purge)
+    }));
+}
+
+fn remove(access: &Access, before: i64, leaving: &Leaving) {
+    let last = Argument::Integer(leaving.last);
+    // The writer puts rows into this month's; it must not wait for this transaction's end.
+    let whole = access.query(
+        c"SELECT pg_catalog.quote_ident(c.relname)
+            FROM pg_catalog.pg_inherits i
+                 JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid,
+                 LATERAL pg_catalog.substring(pg_catalog.pg_get_expr(c.relpartbound, c.oid),
+                                              $x$TO \\('([^']+)'\\)$x$) high
+           WHERE i.inhparent = 'impersonate.audit'::pg_catalog.regclass AND c.relkind = 'r'
+             AND c.relnamespace = 'impersonate'::pg_catalog.regnamespace
+             AND high::pg_catalog.timestamptz
+                 <= LEAST($1, pg_catalog.date_trunc('month', pg_catalog.clock_timestamp(), 'UTC'))
+           ORDER BY c.relname",
+        &[Argument::Timestamp(before)],
+    );
+    for partition in &whole {
+        let Some(name) = partition.first().and_then(Stored::bytes) else { continue };
+        access.run_on("LOCK TABLE impersonate.", name, " IN ACCESS EXCLUSIVE MODE");
+        let query = [&b"SELECT max(event_id) FROM impersonate."[..], name].concat();
+        let newest = number(access, &CString::new(query).unwrap_or_default(), &[]);
+        if newest.is_some_and(|newest| newest <= leaving.last) {
+            access.run_on("TRUNCATE impersonate.", name, "");
+        }
+    }
+    access.run(c"DELETE FROM impersonate.audit WHERE event_id <= $1", &[last]);
+    access.run(
+        c"INSERT INTO impersonate.audit_purged (last, hash, rows, before) VALUES ($1, $2, $3, $4)",
+        &[
+            last,
+            Argument::Bytes(&leaving.hash),
+            Argument::Integer(leaving.last - leaving.first + 1),
+            Argument::Timestamp(before),
+        ],
+    );
+}

@@ -289,3 +289,151 @@ CREATE FUNCTION impersonate.audit_purge(before timestamptz) RETURNS bigint
 COMMENT ON FUNCTION impersonate.audit_purge(timestamptz) IS
     'removes the oldest rows of impersonate.audit, up to the first that is not before this time; returns how many';
 REVOKE ALL ON FUNCTION impersonate.audit_purge(timestamptz) FROM PUBLIC;
+
+---------------------------------------------------------------------------------------------------------------------
+-- The audit's own health
+---------------------------------------------------------------------------------------------------------------------
+CREATE FUNCTION impersonate.audit_queues(
+    OUT datid oid, OUT writer text, OUT writer_pid integer, OUT queued_events bigint, OUT queued_bytes bigint,
+    OUT reserved_bytes bigint, OUT highest_bytes bigint, OUT queue_bytes bigint, OUT stored_events bigint,
+    OUT waiting_backends integer, OUT lag interval, OUT failures integer, OUT last_error_at timestamptz,
+    OUT last_error_sqlstate text, OUT last_error text) RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 8 AS 'MODULE_PATHNAME', 'audit_queues_wrapper';
+COMMENT ON FUNCTION impersonate.audit_queues() IS 'the audit''s queues in shared memory; what impersonate.audit_status shows';
+REVOKE ALL ON FUNCTION impersonate.audit_queues() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION impersonate.audit_queues() TO pg_read_all_stats;
+
+CREATE VIEW impersonate.audit_status AS
+    SELECT d.datname AS database,
+           q.queued_events,
+           q.stored_events,
+           q.waiting_backends,
+           q.queued_bytes,
+           q.reserved_bytes,
+           q.queue_bytes,
+           q.highest_bytes,
+           round(q.highest_bytes::numeric / q.queue_bytes, 3) AS highest_fill,
+           q.writer,
+           q.writer_pid,
+           q.lag,
+           q.failures,
+           q.last_error_at,
+           q.last_error_sqlstate,
+           q.last_error
+      FROM impersonate.audit_queues() q
+      LEFT JOIN pg_catalog.pg_database d ON d.oid = q.datid;
+COMMENT ON VIEW impersonate.audit_status IS
+    'each database that has had audit events since the server''s start: what waits to be stored, and how its writer does';
+COMMENT ON COLUMN impersonate.audit_status.queued_events IS 'events that are not stored yet';
+COMMENT ON COLUMN impersonate.audit_status.stored_events IS 'events stored since the database has its queue';
+COMMENT ON COLUMN impersonate.audit_status.waiting_backends IS 'backends that wait for room or for an event to be stored';
+COMMENT ON COLUMN impersonate.audit_status.reserved_bytes IS 'room for events to come of statements under way';
+COMMENT ON COLUMN impersonate.audit_status.highest_fill IS 'the largest share of the queue that was ever in use';
+COMMENT ON COLUMN impersonate.audit_status.writer IS 'absent (when there is nothing to do), starting or running';
+COMMENT ON COLUMN impersonate.audit_status.lag IS 'age of the oldest event that is not stored';
+COMMENT ON COLUMN impersonate.audit_status.failures IS 'failures of the writer since it last stored something';
+REVOKE ALL ON impersonate.audit_status FROM PUBLIC;
+GRANT SELECT ON impersonate.audit_status TO pg_read_all_stats;
+
+CREATE VIEW impersonate.audit_metrics AS
+    SELECT COALESCE(s.database, '') AS datname,
+           s.queued_events::float8 AS queued_events,
+           s.stored_events::float8 AS stored_events_total,
+           s.waiting_backends::float8 AS waiting_backends,
+           s.queued_bytes::float8 AS queued_bytes,
+           s.reserved_bytes::float8 AS reserved_bytes,
+           s.queue_bytes::float8 AS queue_size_bytes,
+           s.highest_bytes::float8 AS queue_highest_bytes,
+           CASE s.writer WHEN 'running' THEN 1 ELSE 0 END::float8 AS writer_up,
+           COALESCE(extract(epoch FROM s.lag), 0)::float8 AS lag_seconds,
+           s.failures::float8 AS writer_failures,
+           COALESCE(extract(epoch FROM s.last_error_at), 0)::float8 AS last_error_timestamp_seconds
+      FROM impersonate.audit_status s;
+COMMENT ON VIEW impersonate.audit_metrics IS
+    'impersonate.audit_status for SQL exporters of Prometheus: datname is the label, each other column a number in base units';
+REVOKE ALL ON impersonate.audit_metrics FROM PUBLIC;
+GRANT SELECT ON impersonate.audit_metrics TO pg_read_all_stats;
+
+---------------------------------------------------------------------------------------------------------------------
+-- What auditors ask. Each is granted by itself: GRANT SELECT ON impersonate.audit_impersonations TO auditor.
+---------------------------------------------------------------------------------------------------------------------
+CREATE VIEW impersonate.audit_impersonations AS
+    SELECT i.impersonation_id, i.impersonator, i.target, i.began,
+           CASE WHEN i.last_turn = 'RESETUSER' THEN i.last_turn_at END AS ended,
+           CASE WHEN i.last_turn = 'RESETUSER' THEN i.last_cause END AS how_it_ended,
+           i.reason, i.statements, i.failures, i.denied,
+           COALESCE(t.tables, '{}') AS tables,
+           i.database, i.pid, i.session_id, i.client_addr, i.application_name, i.grant_id, i.first_event, i.last_event
+      FROM (SELECT a.impersonation_id,
+                   min(a.session_user_name) AS impersonator,
+                   min(a.user_name) AS target,
+                   min(a.event_time) AS began,
+                   (array_agg(a.event ORDER BY a.event_id DESC)
+                        FILTER (WHERE a.event IN ('SETUSER', 'RESETUSER')))[1] AS last_turn,
+                   max(a.event_time) FILTER (WHERE a.event = 'RESETUSER') AS last_turn_at,
+                   (array_agg(a.detail->>'cause' ORDER BY a.event_id DESC)
+                        FILTER (WHERE a.event IN ('SETUSER', 'RESETUSER')))[1] AS last_cause,
+                   (array_agg(a.reason ORDER BY a.event_id) FILTER (WHERE a.event = 'SETUSER'))[1] AS reason,
+                   count(*) FILTER (WHERE a.event = 'STATEMENT') AS statements,
+                   count(*) FILTER (WHERE a.event = 'STATEMENT' AND a.sqlstate <> '00000') AS failures,
+                   count(*) FILTER (WHERE a.event IN ('DENIED', 'VIOLATION')) AS denied,
+                   min(a.database) AS database,
+                   min(a.pid) AS pid,
+                   min(a.session_id) AS session_id,
+                   (array_agg(a.client_addr ORDER BY a.event_id) FILTER (WHERE a.event = 'SETUSER'))[1] AS client_addr,
+                   (array_agg(a.application_name ORDER BY a.event_id)
+                        FILTER (WHERE a.event = 'SETUSER'))[1] AS application_name,
+                   max(a.grant_id) AS grant_id,
+                   min(a.event_id) AS first_event,
+                   max(a.event_id) AS last_event
+              FROM impersonate.audit a
+             WHERE a.impersonation_id IS NOT NULL
+             GROUP BY a.impersonation_id) i
+      LEFT JOIN (SELECT a.impersonation_id,
+                        array_agg(DISTINCT regexp_replace(r.relation, ' \([a-z, ]*\)$', '')) AS tables
+                   FROM impersonate.audit a, unnest(a.relations) r(relation)
+                  WHERE a.impersonation_id IS NOT NULL
+                  GROUP BY a.impersonation_id) t ON t.impersonation_id = i.impersonation_id;
+COMMENT ON VIEW impersonate.audit_impersonations IS
+    'a line for each impersonation: who, whom, from when to when, how it ended, and what was done';
+COMMENT ON COLUMN impersonate.audit_impersonations.ended IS 'none while it lasts, or when a crash ended it';
+COMMENT ON COLUMN impersonate.audit_impersonations.statements IS 'rows of kind STATEMENT, failures included';
+COMMENT ON COLUMN impersonate.audit_impersonations.tables IS 'relations that its statements touched';
+REVOKE ALL ON impersonate.audit_impersonations FROM PUBLIC;
+
+CREATE VIEW impersonate.audit_tables AS
+    SELECT regexp_replace(r.relation, ' \([a-z, ]*\)$', '') AS relation,
+           string_to_array(substring(r.relation, ' \(([a-z, ]*)\)$'), ', ') AS access,
+           a.event_id, a.event_time,
+           a.session_user_name AS person,
+           a.user_name AS acted_as,
+           a.role_name, a.command_tag, a.statement, a.row_count, a.sqlstate, a.reason, a.impersonation_id, a.database,
+           a.client_addr, a.application_name
+      FROM impersonate.audit a, unnest(a.relations) r(relation);
+COMMENT ON VIEW impersonate.audit_tables IS
+    'what happened to a table, and who really did it: a line for each relation that a recorded statement touched';
+COMMENT ON COLUMN impersonate.audit_tables.relation IS
+    'schema.name, quoted as quote_ident() does: WHERE relation = ''public.emp''';
+COMMENT ON COLUMN impersonate.audit_tables.access IS 'select, insert, update, delete and others';
+COMMENT ON COLUMN impersonate.audit_tables.person IS 'who logged in';
+COMMENT ON COLUMN impersonate.audit_tables.acted_as IS 'as whom it was done';
+REVOKE ALL ON impersonate.audit_tables FROM PUBLIC;
+
+CREATE VIEW impersonate.audit_denied AS
+    SELECT a.session_user_name AS person,
+           a.detail->>'target' AS target,
+           a.command_tag,
+           count(*) AS attempts,
+           min(a.event_time) AS first_attempt,
+           max(a.event_time) AS last_attempt,
+           (array_agg(a.sqlstate ORDER BY a.event_id DESC))[1] AS last_sqlstate,
+           (array_agg(a.detail->>'message' ORDER BY a.event_id DESC))[1] AS last_message,
+           (array_agg(a.detail->>'detail' ORDER BY a.event_id DESC))[1] AS last_detail,
+           array_agg(DISTINCT a.client_addr) FILTER (WHERE a.client_addr IS NOT NULL) AS client_addrs
+      FROM impersonate.audit a
+     WHERE a.event = 'DENIED'
+     GROUP BY a.session_user_name, a.detail->>'target', a.command_tag;
+COMMENT ON VIEW impersonate.audit_denied IS 'what was refused, by person and by the role that was wanted';
+COMMENT ON COLUMN impersonate.audit_denied.person IS 'who logged in';
+COMMENT ON COLUMN impersonate.audit_denied.target IS 'the role that was wanted; none for what was no switch';
+REVOKE ALL ON impersonate.audit_denied FROM PUBLIC;

@@ -565,3 +565,56 @@ fn audit_purge(before: Option<TimestampWithTimeZone>) -> i64 {
     };
     trail::purge(before.into())
 }
+
+/// `impersonate.audit_queues`
+#[pg_extern(volatile, parallel_restricted)]
+#[allow(clippy::type_complexity)]
+fn audit_queues() -> TableIterator<
+    'static,
+    (
+        name!(datid, Oid),
+        name!(writer, &'static str),
+        name!(writer_pid, Option<i32>),
+        name!(queued_events, i64),
+        name!(queued_bytes, i64),
+        name!(reserved_bytes, i64),
+        name!(highest_bytes, i64),
+        name!(queue_bytes, i64),
+        name!(stored_events, i64),
+        name!(waiting_backends, i32),
+        name!(lag, Option<Interval>),
+        name!(failures, i32),
+        name!(last_error_at, Option<TimestampWithTimeZone>),
+        name!(last_error_sqlstate, Option<String>),
+        name!(last_error, Option<String>),
+    ),
+> {
+    let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let rows: Vec<_> = audit::figures()
+        .into_iter()
+        .map(|figures| {
+            let (at, sqlstate, message) = match figures.last_error {
+                Some((at, sqlstate, message)) => (identity::timestamp(at), Some(sqlstate), Some(message)),
+                None => (None, None, None),
+            };
+            (
+                Oid::from(figures.database),
+                figures.writer,
+                (figures.writer_pid != 0).then_some(figures.writer_pid),
+                count(figures.queued_events),
+                count(figures.queued_bytes),
+                count(figures.reserved_bytes),
+                count(figures.highest_bytes),
+                count(figures.queue_bytes),
+                count(figures.stored_events),
+                i32::try_from(figures.waiting).unwrap_or(i32::MAX),
+                figures.lag.map(Interval::from_micros),
+                i32::try_from(figures.failures).unwrap_or(i32::MAX),
+                at,
+                sqlstate,
+                message,
+            )
+        })
+        .collect();
+    TableIterator::new(rows)
+}

@@ -98,6 +98,9 @@ const HEAD: usize = LENGTHS + 4 * TEXTS;
 const LENGTHS: usize = 80;
 const TEXTS: usize = 9;
 
+/// Where a record has its time. A record begins at a multiple of 8, so the time is in one piece.
+pub(super) const TIME_AT: u64 = 8;
+
 /// A length that says NULL.
 const NONE: u32 = u32::MAX;
 

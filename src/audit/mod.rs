@@ -22,6 +22,7 @@ pub use line::{hexadecimal, iso_time};
 pub use writer::is_writer;
 
 use crate::pg::worker;
+pub use queue::Figures;
 use queue::{LaneHandle, Ticket};
 use std::cell::Cell;
 
@@ -214,6 +215,15 @@ pub fn sync() {
     }
 }
 
+/// What can be told of the queues, of each database that has one.
+pub fn figures() -> Vec<Figures> {
+    if queue::available() {
+        queue::figures()
+    } else {
+        Vec::new()
+    }
+}
+
 /// Makes the writer of a database store what there is and leave it, so that nobody is connected: for DROP DATABASE,
 /// CREATE DATABASE ... TEMPLATE, RENAME and SET TABLESPACE, to be called before the statement runs.
 ///
@@ -233,6 +243,7 @@ pub fn evict_writer(database: pgrx::pg_sys::Oid) {
 /// Gives back all that this session has reserved, and starts a writer for what it pushed if none could be before. For
 /// `before_shmem_exit`; neither waits nor raises.
 pub fn forget_backend() {
+    wait::forget_backend();
     release(usize::MAX);
     if let Some(lane) = SESSION.with(|session| session.lane.get()) {
         if lane.lacks_writer() && !lane.is_empty() {

@@ -34,7 +34,7 @@
 //! that, fences, and takes the arm with a swap: one of them wins, and sets the latch. Armed is either `AT_AN_EIGHTH`
 //! (pushes wake it when the ring is an eighth full) or `AT_ONCE` (the writer found nothing for a while).
 
-use super::event::{decode, record_length, Event, Record, Sink};
+use super::event::{decode, record_length, Event, Record, Sink, TIME_AT};
 use crate::pg::latch::{now, Condition, RemoteLatch};
 use crate::pg::shmem::{Area, Lock, Ring};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
@@ -179,8 +179,10 @@ struct Producers {
     head: AtomicU64,
     /// Locked.
     reserved: AtomicU64,
-    /// Events pushed so far. Locked.
+    /// Events pushed so far, but for those that were thrown away. Locked.
     pushed: AtomicU64,
+    /// The most bytes that were ever in use. Locked.
+    highest: AtomicU64,
     /// Of `ASLEEP_NOT`, `AT_AN_EIGHTH` and `AT_ONCE`.
     armed: AtomicU32,
 }
@@ -198,6 +200,8 @@ struct Consumer {
 struct Waiters {
     /// The newest position that somebody waits for.
     wanted: AtomicU64,
+    /// Backends that wait for room or for an event to be stored.
+    waiting: AtomicU32,
     /// Somebody waits for room, and wants to be woken when some is given back.
     for_room: AtomicBool,
     /// Broadcast when `tail` moves, when room is given back to those who wait for it, and when the writer's state
@@ -207,6 +211,8 @@ struct Waiters {
 
 #[repr(C)]
 struct LastError {
+    /// When it came; 0 for never.
+    at: AtomicI64,
     sqlstate: [AtomicU8; 5],
     length: AtomicU32,
     text: [AtomicU8; 240],
@@ -306,6 +312,33 @@ pub(super) struct Status {
     pub evict: bool,
 }
 
+/// What can be told of a lane that belongs to a database.
+pub struct Figures {
+    pub database: u32,
+    /// `absent`, `starting` or `running`.
+    pub writer: &'static str,
+    pub writer_pid: i32,
+    pub queued_events: u64,
+    pub queued_bytes: u64,
+    pub reserved_bytes: u64,
+    pub highest_bytes: u64,
+    pub queue_bytes: u64,
+    /// Since the database has this lane.
+    pub stored_events: u64,
+    pub waiting: u32,
+    /// Microseconds since the oldest event that isn't stored.
+    pub lag: Option<i64>,
+    /// In a row, up to now.
+    pub failures: u32,
+    /// The writer's last error: when, SQLSTATE, message.
+    pub last_error: Option<(i64, String, String)>,
+}
+
+/// The lanes that belong to databases.
+pub(super) fn figures() -> Vec<Figures> {
+    all_lanes().filter_map(|lane| lane.figures()).collect()
+}
+
 fn directory() -> Lock {
     AREA.lock(0)
 }
@@ -373,6 +406,10 @@ impl LaneHandle {
                 lane.no_extension.store(false, Relaxed);
                 lane.pressing_pid.store(0, Relaxed);
                 lane.evict.store(0, Relaxed);
+                lane.last_error.at.store(0, Relaxed);
+                lane.producers.pushed.store(0, Relaxed);
+                lane.producers.highest.store(0, Relaxed);
+                lane.consumer.stored.store(0, Relaxed);
                 lane.generation
                     .store(lane.generation.load(Relaxed).wrapping_add(1), Relaxed);
             }
@@ -474,6 +511,10 @@ impl LaneHandle {
         let head = head.wrapping_add(size as u64);
         let pushed = &self.lane.producers.pushed;
         pushed.store(pushed.load(Relaxed).wrapping_add(1), Relaxed);
+        let used = head.wrapping_sub(self.tail());
+        if used > self.lane.producers.highest.load(Relaxed) {
+            self.lane.producers.highest.store(used, Relaxed);
+        }
         self.lane.producers.head.store(head, Release);
         head
     }
@@ -592,6 +633,62 @@ impl LaneHandle {
                 evict: lane.evict.load(Relaxed) != 0,
             }
         })
+    }
+
+    /// A backend begins to wait here, or ceases to.
+    pub fn count_waiting(&self, begins: bool) {
+        if begins {
+            self.lane.waiters.waiting.fetch_add(1, Relaxed);
+        } else {
+            self.lane.waiters.waiting.fetch_sub(1, Relaxed);
+        }
+    }
+
+    fn figures(&self) -> Option<Figures> {
+        // Nobody pushes meanwhile, so the bytes at the tail stay as they are, even if it moves on.
+        let (mut figures, oldest, error_at) = self.lock.shared(|| {
+            let lane = self.lane;
+            let tail = self.tail();
+            let oldest = (tail < self.head()).then(|| {
+                let mut bytes = [0; 8];
+                let (first, second) = self.ring.read(tail + TIME_AT, 8);
+                bytes
+                    .iter_mut()
+                    .zip(first.iter().chain(second))
+                    .for_each(|(to, from)| *to = *from);
+                i64::from_ne_bytes(bytes)
+            });
+            let figures = Figures {
+                database: lane.database.load(Relaxed),
+                writer: match lane.writer.load(Relaxed) {
+                    RUNNING => "running",
+                    STARTING => "starting",
+                    _ => "absent",
+                },
+                writer_pid: lane.writer_pid.load(Relaxed),
+                queued_events: lane
+                    .producers
+                    .pushed
+                    .load(Relaxed)
+                    .saturating_sub(lane.consumer.stored.load(Relaxed)),
+                queued_bytes: self.used(),
+                reserved_bytes: self.reserved(),
+                highest_bytes: lane.producers.highest.load(Relaxed),
+                queue_bytes: self.ring.size() as u64,
+                stored_events: lane.consumer.stored.load(Relaxed),
+                waiting: lane.waiters.waiting.load(Relaxed),
+                lag: None,
+                failures: lane.failures.load(Relaxed),
+                last_error: None,
+            };
+            (figures, oldest, lane.last_error.at.load(Relaxed))
+        });
+        figures.lag = oldest.map(|time| now().saturating_sub(time).max(0));
+        if error_at != 0 {
+            let (sqlstate, message) = self.last_error();
+            figures.last_error = Some((error_at, sqlstate, message));
+        }
+        (figures.database != 0).then_some(figures)
     }
 
     /// SQLSTATE and message of the writer's last failure.
@@ -825,6 +922,15 @@ impl LaneHandle {
         self.lane.waiters.changed.broadcast();
     }
 
+    /// As `advance`, with `count` events that were not stored.
+    pub fn discard(&self, position: u64, count: usize) {
+        self.lock.exclusive(|| {
+            let pushed = &self.lane.producers.pushed;
+            pushed.store(pushed.load(Relaxed).saturating_sub(count as u64), Relaxed);
+        });
+        self.advance(position, 0, None);
+    }
+
     /// Arms, and says whether the writer may nap: nobody waits for anything, and less than an eighth is used; or, with
     /// `until_any`, nothing.
     pub fn arm(&self, until_any: bool) -> bool {
@@ -871,6 +977,7 @@ impl Sink for RingSink {
 
 impl LastError {
     fn set(&self, sqlstate: [u8; 5], text: &[u8]) {
+        self.at.store(now(), Relaxed);
         self.sqlstate
             .iter()
             .zip(sqlstate)

@@ -5,9 +5,11 @@
 
 use super::queue::{self, LaneHandle, Reserve, Status};
 use crate::pg::latch::{check_for_interrupts, now, Condition};
+use crate::pg::trampoline;
 use crate::pg::worker;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{function_name, PgLogLevel, PgSqlErrorCode};
+use std::cell::Cell;
 
 /// Failures in a row after which waiting has no point.
 const FAILURES: u32 = 3;
@@ -44,8 +46,30 @@ struct Watch {
     asked_to_retry: bool,
 }
 
+thread_local! {
+    static WAITING: Cell<Option<LaneHandle>> = const { Cell::new(None) };
+}
+
+/// At the end of a backend, which may come in the middle of a wait. Neither waits nor raises.
+pub(super) fn forget_backend() {
+    if let Some(lane) = WAITING.take() {
+        lane.count_waiting(false);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        WAITING.set(None);
+        self.lane.count_waiting(false);
+    }
+}
+
 impl Watch {
     fn new(lane: LaneHandle) -> Self {
+        // Whoever is ended meanwhile is counted off at its exit.
+        trampoline::follow_transactions();
+        lane.count_waiting(true);
+        WAITING.set(Some(lane));
         let began = now();
         Watch {
             lane,

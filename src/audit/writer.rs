@@ -941,8 +941,8 @@ fn clear_if_dropped(lane: LaneHandle, database: u32) {
 
 /// Events that no table can take any more: into the server log, and out of the queue.
 fn log_and_clear(lane: LaneHandle, why: &str) {
-    if let Some((_, position)) = log_all(lane, why) {
-        lane.advance(position, 0, None);
+    if let Some((count, position)) = log_all(lane, why) {
+        lane.discard(position, count);
     }
 }
 

@@ -764,3 +764,170 @@ fn numbers_and_hashes_go_on_from_table_to_log_and_back() {
     assert_eq!(text(&mut client, "SELECT impersonate.audit_purge('infinity')"), "14");
     assert_eq!(verify(&mut client), OK);
 }
+
+// -------------------------------------------------------------------------------------------------- status and views ---
+
+#[test]
+fn the_status_tells_what_waits_and_what_failed() {
+    let cluster = Cluster::builder()
+        .setting("impersonate.audit_queue_size", "1MB")
+        .start();
+    let database = cluster.database("d");
+    let monitor = unique("monitor");
+    let mut client = auditor(&database);
+    run(
+        &mut client,
+        &format!("CREATE ROLE {monitor} LOGIN; GRANT pg_monitor TO {monitor}; CREATE ROLE {monitor}_not LOGIN"),
+    );
+    event(&mut client, "2025-01-15", 10);
+    let mut monitor_client = database.connect(&monitor);
+    let status = |client: &mut Client, columns: &str| {
+        text(
+            client,
+            &format!("SELECT {columns} FROM impersonate.audit_status WHERE database = current_database()"),
+        )
+    };
+    assert_eq!(
+        status(
+            &mut monitor_client,
+            "queued_events, queued_bytes, stored_events, waiting_backends, writer, lag, failures, last_error,
+             queue_bytes, highest_bytes BETWEEN 1000 AND 10000, highest_fill BETWEEN 0.001 AND 0.01,
+             writer_pid = (SELECT pid FROM pg_stat_activity WHERE backend_type = 'impersonate audit writer')"
+        ),
+        "0|0|10|0|running|-|0|-|1048576|t|t|t"
+    );
+    let mut locker = database.connect(OWNER);
+    run(&mut locker, "BEGIN; LOCK TABLE impersonate.audit");
+    run(&mut client, "SELECT public.event(now() - interval '1 hour', 5)");
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = database.connect(OWNER);
+            std::thread::spawn(move || run(&mut client, "SELECT impersonate.audit_sync()"))
+        })
+        .collect();
+    wait_until("three wait", || {
+        status(
+            &mut monitor_client,
+            "queued_events, waiting_backends, lag >= '1 hour' AND lag < '61 min', queued_bytes > 0",
+        ) == "5|3|t|t"
+    });
+    // One that is ended in the middle of it waits no more.
+    let mut ended = database.connect(OWNER);
+    let pid = text(&mut ended, "SELECT pg_backend_pid()");
+    let ended = std::thread::spawn(move || ended.batch_execute("SELECT impersonate.audit_sync()").is_err());
+    wait_until("four wait", || status(&mut monitor_client, "waiting_backends") == "4");
+    run(&mut locker, &format!("SELECT pg_terminate_backend({pid})"));
+    assert!(ended.join().unwrap());
+    wait_until("three wait", || status(&mut monitor_client, "waiting_backends") == "3");
+    run(&mut locker, "ROLLBACK");
+    waiting.into_iter().for_each(|thread| thread.join().unwrap());
+    wait_until("nobody waits", || {
+        status(&mut monitor_client, "queued_events, waiting_backends, stored_events, lag") == "0|0|15|-"
+    });
+    // A failure, and its end.
+    run(&mut client, "ALTER TABLE impersonate.audit ADD CONSTRAINT no CHECK (pid = 0) NOT VALID");
+    run(&mut client, "SELECT public.event(now(), 1)");
+    wait_until("it failed", || {
+        status(
+            &mut monitor_client,
+            "failures > 0, last_error_sqlstate, last_error_at > now() - interval '1 min',
+             last_error LIKE '%violates check constraint%', queued_events",
+        ) == "t|23514|t|t|1"
+    });
+    assert_eq!(
+        text(
+            &mut monitor_client,
+            "SELECT queued_events, stored_events_total, writer_up, lag_seconds > 0, writer_failures > 0,
+                    last_error_timestamp_seconds > 1e9, queue_size_bytes
+               FROM impersonate.audit_metrics WHERE datname = current_database()"
+        ),
+        "1|15|1|t|t|t|1048576"
+    );
+    run(&mut client, "ALTER TABLE impersonate.audit DROP CONSTRAINT no");
+    run(&mut client, "SELECT impersonate.audit_sync()");
+    assert_eq!(status(&mut monitor_client, "failures, queued_events, stored_events"), "0|0|16");
+    // Nobody else is told; and it tells of databases, not of what is in the audit.
+    let mut other = database.connect(&format!("{monitor}_not"));
+    for view in ["audit_status", "audit_metrics"] {
+        fails_with("42501", other.batch_execute(&format!("SELECT * FROM impersonate.{view}")));
+    }
+    fails_with("42501", monitor_client.batch_execute("SELECT * FROM impersonate.audit"));
+}
+
+#[test]
+fn views_answer_what_auditors_ask() {
+    let cluster = Cluster::start_new();
+    let database = cluster.database("d");
+    let (anna, bob, carol, auditor_role) = (unique("anna"), unique("bob"), unique("carol"), unique("auditor"));
+    let mut admin = auditor(&database);
+    run(
+        &mut admin,
+        &format!(
+            "CREATE ROLE {anna} LOGIN; CREATE ROLE {bob} LOGIN; CREATE ROLE {carol} LOGIN; CREATE ROLE {auditor_role} LOGIN;
+             CREATE TABLE emp (i int); GRANT ALL ON emp TO {anna}, {bob};
+             GRANT \"SET USER\" ({bob}) TO {anna};
+             GRANT SELECT ON impersonate.audit_impersonations, impersonate.audit_denied, impersonate.audit_tables
+                 TO {auditor_role}"
+        ),
+    );
+    let mut client = database.connect(&anna);
+    run(&mut client, &format!("SELECT setuser('{bob}', reason => 'INC-7')"));
+    run(&mut client, "INSERT INTO emp VALUES (1)");
+    fails_with("22012", client.batch_execute("SELECT 1 / 0"));
+    run(&mut client, "SELECT setuser()");
+    for _ in 0..3 {
+        fails_with("42501", client.batch_execute(&format!("SELECT setuser('{carol}')")));
+    }
+    run(&mut client, &format!("SELECT setuser('{bob}')"));
+    run(&mut client, "SELECT 1");
+    run(&mut admin, "SELECT impersonate.audit_sync()");
+    let mut auditor = database.connect(&auditor_role);
+    assert_eq!(
+        text(
+            &mut auditor,
+            "SELECT impersonator, target, began <= ended, how_it_ended, reason, statements, failures, denied,
+                    database = current_database(), grant_id IS NOT NULL
+               FROM impersonate.audit_impersonations ORDER BY first_event"
+        ),
+        format!("{anna}|{bob}|t|asked|INC-7|2|1|0|t|t\n{anna}|{bob}|-|-|-|1|0|0|t|t")
+    );
+    assert_eq!(
+        text(
+            &mut auditor,
+            "SELECT person, target, attempts, first_attempt < last_attempt, last_sqlstate, last_message
+               FROM impersonate.audit_denied"
+        ),
+        format!("{anna}|{carol}|3|t|42501|role \"{anna}\" may not act as role \"{carol}\"")
+    );
+    fails_with("42501", auditor.batch_execute("SELECT * FROM impersonate.audit"));
+    for view in ["audit_impersonations", "audit_denied", "audit_tables"] {
+        fails_with("42501", client.batch_execute(&format!("SELECT * FROM impersonate.{view}")));
+    }
+    // However names are written.
+    by_force(
+        &mut admin,
+        "UPDATE impersonate.audit SET relations = ARRAY['public.emp (select, insert)', 'public.\"my (odd) table\" (lock)',
+             'public.plain'] WHERE statement LIKE 'INSERT%'",
+    );
+    assert_eq!(
+        text(
+            &mut auditor,
+            "SELECT relation, access, person, acted_as, command_tag, statement, row_count
+               FROM impersonate.audit_tables WHERE relation LIKE 'public.%' ORDER BY relation COLLATE \"C\""
+        ),
+        [
+            ("public.\"my (odd) table\"", "{lock}"),
+            ("public.emp", "{select,insert}"),
+            ("public.plain", "-"),
+        ]
+        .map(|(name, access)| format!("{name}|{access}|{anna}|{bob}|INSERT|INSERT INTO emp VALUES (1)|1"))
+        .join("\n")
+    );
+    assert_eq!(
+        text(
+            &mut auditor,
+            "SELECT tables::text FROM impersonate.audit_impersonations ORDER BY first_event LIMIT 1"
+        ),
+        "{\"public.\\\"my (odd) table\\\"\",public.emp,public.plain}"
+    );
+}

@@ -265,6 +265,28 @@ CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonat
 CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.audit_purged
     FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard();
 
+-- A dump takes the audit along, but what is restored is another server's: it must not pass for this one's.
+CREATE TABLE impersonate.audit_restored (
+    origin      text        NOT NULL,
+    dumped_at   timestamptz NOT NULL,
+    LIKE impersonate.audit
+);
+CREATE INDEX audit_restored_origin ON impersonate.audit_restored (origin, event_id, event_time);
+REVOKE ALL ON impersonate.audit_restored FROM PUBLIC;
+COMMENT ON TABLE impersonate.audit_restored IS
+    'rows of impersonate.audit that a dump brought here; TRUNCATE it when they are not needed any more';
+COMMENT ON COLUMN impersonate.audit_restored.origin IS
+    'where they were written: the server''s system identifier and the database; see impersonate.audit_verify()';
+CREATE TRIGGER guard BEFORE UPDATE OR DELETE ON impersonate.audit_restored
+    FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard();
+SELECT pg_catalog.pg_extension_config_dump('impersonate.audit_restored',
+    $$WHERE true UNION ALL
+      SELECT (SELECT c.system_identifier FROM pg_catalog.pg_control_system() c) || '/' || pg_catalog.current_database(),
+             pg_catalog.now(), event_id, event_time, event, user_name, session_user_name, role_name, impersonation_id,
+             database, pid, session_id, application_name, client_addr, command_tag, statement, parameters, relations,
+             row_count, duration, sqlstate, grant_id, reason, detail, hash
+        FROM impersonate.audit$$);
+
 CREATE FUNCTION impersonate.audit_sync() RETURNS void
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'audit_sync_wrapper';
 COMMENT ON FUNCTION impersonate.audit_sync() IS
@@ -277,12 +299,12 @@ COMMENT ON FUNCTION impersonate.audit_head() IS
 REVOKE ALL ON FUNCTION impersonate.audit_head() FROM PUBLIC;
 
 CREATE FUNCTION impersonate.audit_verify(
-    "from" bigint DEFAULT NULL, "to" bigint DEFAULT NULL, head bytea DEFAULT NULL,
+    "from" bigint DEFAULT NULL, "to" bigint DEFAULT NULL, head bytea DEFAULT NULL, restored_from text DEFAULT NULL,
     OUT ok boolean, OUT rows_checked bigint, OUT first_bad bigint, OUT damage text, OUT detail text) RETURNS SETOF record
     LANGUAGE c VOLATILE ROWS 1 PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'audit_verify_wrapper';
-COMMENT ON FUNCTION impersonate.audit_verify(bigint, bigint, bytea) IS
+COMMENT ON FUNCTION impersonate.audit_verify(bigint, bigint, bytea, text) IS
     'whether the rows of impersonate.audit are those that were stored: names the first that is not, and what became of it';
-REVOKE ALL ON FUNCTION impersonate.audit_verify(bigint, bigint, bytea) FROM PUBLIC;
+REVOKE ALL ON FUNCTION impersonate.audit_verify(bigint, bigint, bytea, text) FROM PUBLIC;
 
 CREATE FUNCTION impersonate.audit_purge(before timestamptz) RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'audit_purge_wrapper';

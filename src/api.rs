@@ -528,6 +528,7 @@ fn audit_verify(
     from: Option<i64>,
     to: Option<i64>,
     head: Option<&[u8]>,
+    restored_from: Option<&[u8]>,
 ) -> TableIterator<
     'static,
     (
@@ -538,7 +539,7 @@ fn audit_verify(
         name!(detail, Option<String>),
     ),
 > {
-    let verified = trail::verify(from, to, head);
+    let verified = trail::verify(from, to, head, restored_from);
     let rows = i64::try_from(verified.rows).unwrap_or(i64::MAX);
     TableIterator::once(match verified.finding {
         None => (true, rows, None, None, None),

@@ -1,6 +1,6 @@
 //! What is stored in the audit: its head, whether it is as it was stored (L8), and how old rows leave (L9).
 
-use crate::audit::verify::{Column, End, Finding, Meaning, Row, Start, Verification, Wanted};
+use crate::audit::verify::{Column, End, Ending, Finding, Meaning, Row, Start, Verification, Wanted};
 use crate::audit::{self, stored_hash, Event, Kind};
 use crate::pg::audit_rows::{purging, reading, Access, Argument, Stored};
 use crate::pg::{identity, utility};
@@ -13,17 +13,72 @@ const PROGRESS: u64 = 1_000_000;
 
 /// Number and hash of the newest row; None when there is none.
 pub fn head() -> Option<(i64, Vec<u8>)> {
-    reading(|access| newest_row(access, i64::MAX))
+    reading(|access| Source::own().newest_row(access, i64::MAX))
 }
 
-/// The newest row up to a number.
-fn newest_row(access: &Access, to: i64) -> Option<(i64, Vec<u8>)> {
-    let found = access.query(
-        c"SELECT event_id, hash FROM impersonate.audit WHERE event_id <= $1 ORDER BY event_id DESC LIMIT 1",
-        &[Argument::Integer(to)],
-    );
-    let row = found.first()?;
-    Some((row.first()?.integer()?, row.get(1)?.bytes().unwrap_or_default().to_vec()))
+/// Rows of this server's own, or of one whose dump was restored here.
+struct Source<'a> {
+    origin: Option<&'a [u8]>,
+}
+
+impl Source<'_> {
+    fn own() -> Self {
+        Source { origin: None }
+    }
+
+    /// A query about those rows, with `$1` and `$2` for its own.
+    fn query(&self, select: &str, rest: &str) -> CString {
+        let table = match self.origin {
+            Some(_) => "(SELECT * FROM impersonate.audit_restored WHERE origin = $3) AS audit",
+            None => "impersonate.audit",
+        };
+        CString::new(format!("SELECT {select} FROM {table} {rest}")).unwrap_or_default()
+    }
+
+    fn arguments(&self, one: i64, two: i64) -> [Argument<'_>; 3] {
+        let origin = Argument::Text(self.origin.unwrap_or_default());
+        [Argument::Integer(one), Argument::Integer(two), origin]
+    }
+
+    /// The newest row up to a number, and its hash.
+    fn newest_row(&self, access: &Access, to: i64) -> Option<(i64, Vec<u8>)> {
+        let query = self.query("event_id, hash", "WHERE event_id <= $1 ORDER BY event_id DESC LIMIT 1");
+        let found = access.query(&query, &self.arguments(to, 0));
+        let row = found.first()?;
+        Some((row.first()?.integer()?, row.get(1)?.bytes().unwrap_or_default().to_vec()))
+    }
+
+    /// The first row from a number on.
+    fn oldest(&self, access: &Access, from: i64) -> Option<i64> {
+        let query = self.query("event_id", "WHERE event_id >= $1 ORDER BY event_id LIMIT 1");
+        number(access, &query, &self.arguments(from, 0))
+    }
+
+    /// Where the chain begins after the last purge: that of a dump is told by its PURGE row.
+    fn start(&self, access: &Access) -> Option<Start> {
+        if self.origin.is_none() {
+            return purged(access);
+        }
+        let last = self.oldest(access, i64::MIN)?.checked_sub(1)?;
+        let query = self.query(
+            "event, detail",
+            "WHERE event = 'PURGE' AND (detail->>'last')::bigint = $1 ORDER BY event_id DESC LIMIT 1",
+        );
+        let found = access.query(&query, &self.arguments(last, 0));
+        let row = found.first()?;
+        match meaning(row.first()?.bytes()?, row.get(1)?.bytes()) {
+            Meaning::Purge { last: id, hash } => Some(Start { id, hash, purged: true }),
+            _ => None,
+        }
+    }
+
+    fn ending(&self, access: &Access) -> Ending {
+        match (self.origin, end(access)) {
+            (Some(_), _) => Ending::Unknown,
+            (None, Some(end)) => Ending::Noted(end),
+            (None, None) => Ending::Lost,
+        }
+    }
 }
 
 /// A number that a query returns.
@@ -40,8 +95,9 @@ pub struct Verified {
 }
 
 /// Looks at the rows from one number to another, or all. `head` is a hash that was kept elsewhere: of row `to`, or of
-/// any row.
-pub fn verify(from: Option<i64>, to: Option<i64>, head: Option<&[u8]>) -> Verified {
+/// any row. `origin` is that of rows that were restored.
+pub fn verify(from: Option<i64>, to: Option<i64>, head: Option<&[u8]>, origin: Option<&[u8]>) -> Verified {
+    let source = Source { origin };
     let wanted = Wanted {
         to,
         head: head.map(|head| {
@@ -56,32 +112,23 @@ pub fn verify(from: Option<i64>, to: Option<i64>, head: Option<&[u8]>) -> Verifi
         }),
     };
     reading(|access| {
-        let end = end(access);
-        let newest = newest_row(access, i64::MAX).map_or(0, |(id, _)| id);
+        let end = source.ending(access);
+        let newest = source.newest_row(access, i64::MAX).map_or(0, |(id, _)| id);
         // What is before the first is taken as it is, and what is behind the last tells what became of it.
         let before = from
             .and_then(|from| from.checked_sub(1))
-            .and_then(|before| newest_row(access, before))
+            .and_then(|before| source.newest_row(access, before))
             .map(|(id, _)| id);
-        let last = to.and_then(|to| {
-            number(
-                access,
-                c"SELECT event_id FROM impersonate.audit WHERE event_id >= $1 ORDER BY event_id LIMIT 1",
-                &[Argument::Integer(to)],
-            )
-        });
+        let last = to.and_then(|to| source.oldest(access, to));
         let start = match before {
             Some(_) => Start::FIRST,
-            None => purged(access).unwrap_or(Start::FIRST),
+            None => source.start(access).unwrap_or(Start::FIRST),
         };
-        let mut verification = Verification::new(start, end.as_ref(), newest, wanted);
+        let mut verification = Verification::new(start, &end, newest, wanted);
         let mut trusted = before.is_none();
         access.stream(
-            &select_rows(),
-            &[
-                Argument::Integer(before.unwrap_or(i64::MIN)),
-                Argument::Integer(last.unwrap_or(i64::MAX)),
-            ],
+            &select_rows(&source),
+            &source.arguments(before.unwrap_or(i64::MIN), last.unwrap_or(i64::MAX)),
             |columns| {
                 let Some(row) = row(columns) else { return true };
                 if !trusted {
@@ -99,7 +146,7 @@ pub fn verify(from: Option<i64>, to: Option<i64>, head: Option<&[u8]>) -> Verifi
         );
         Verified {
             rows: verification.rows(),
-            finding: verification.finish(end.as_ref()),
+            finding: verification.finish(&end),
         }
     })
 }
@@ -133,13 +180,12 @@ fn purged(access: &Access) -> Option<Start> {
 }
 
 /// All columns, in the order of the hash, which is the last.
-fn select_rows() -> CString {
+fn select_rows(source: &Source) -> CString {
     let columns: Vec<_> = audit::columns().map(|name| name.to_string_lossy()).collect();
-    CString::new(format!(
-        "SELECT {} FROM impersonate.audit WHERE event_id BETWEEN $1 AND $2 ORDER BY event_id, event_time",
-        columns.join(", ")
-    ))
-    .unwrap_or_default()
+    source.query(
+        &columns.join(", "),
+        "WHERE event_id BETWEEN $1 AND $2 ORDER BY event_id, event_time",
+    )
 }
 
 /// A row of `select_rows`.
@@ -247,7 +293,7 @@ fn leaving(access: &Access, before: i64) -> Option<Leaving> {
         c"SELECT min(event_id) FROM impersonate.audit WHERE event_time >= $1",
         &[Argument::Timestamp(before)],
     );
-    let (last, hash) = newest_row(access, kept.map_or(i64::MAX, |kept| kept - 1))?;
+    let (last, hash) = Source::own().newest_row(access, kept.map_or(i64::MAX, |kept| kept - 1))?;
     Some(Leaving { first, last, hash })
 }
 

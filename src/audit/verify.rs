@@ -160,6 +160,25 @@ pub struct End {
     pub stored_id: i64,
 }
 
+/// What is known of the end.
+#[derive(Clone, Copy, Debug)]
+pub enum Ending {
+    Noted(End),
+    /// The writer's note was removed.
+    Lost,
+    /// Rows that were brought here without the note.
+    Unknown,
+}
+
+impl Ending {
+    fn noted(&self) -> Option<&End> {
+        match self {
+            Ending::Noted(end) => Some(end),
+            Ending::Lost | Ending::Unknown => None,
+        }
+    }
+}
+
 /// What is to be found.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wanted {
@@ -230,11 +249,14 @@ fn removed(first: i64, last: i64) -> Finding {
 
 impl Verification {
     /// `newest` is the greatest number in the table.
-    pub fn new(start: Start, end: Option<&End>, newest: i64, wanted: Wanted) -> Self {
+    pub fn new(start: Start, end: &Ending, newest: i64, wanted: Wanted) -> Self {
         Verification {
             start,
             wanted,
-            shift: end.map_or(1, |end| end.stored_id.saturating_sub(newest)).max(1),
+            shift: end
+                .noted()
+                .map_or(1, |end| end.stored_id.saturating_sub(newest))
+                .max(1),
             id: start.id,
             hash: start.hash,
             before: start.hash,
@@ -386,19 +408,19 @@ impl Verification {
     }
 
     /// After the last row.
-    pub fn finish(mut self, end: Option<&End>) -> Option<Finding> {
+    pub fn finish(mut self, end: &Ending) -> Option<Finding> {
         if self.finding.is_some() {
             return self.finding.take();
         }
         if let Some(suspect) = self.suspect.take() {
-            return Some(left_over(&suspect, end));
+            return Some(left_over(&suspect, end.noted()));
         }
         if let Some(to) = self.wanted.to.filter(|to| self.id < *to) {
             // Not in the table, as it seems; but it may never have been.
             if let Some(finding) = self.beyond(end) {
                 return Some(finding);
             }
-            if end.is_none_or(|end| end.id < to) {
+            if end.noted().is_none_or(|end| end.id < to) {
                 return Some(removed(self.id + 1, to));
             }
         } else if self.wanted.to.is_none() {
@@ -420,13 +442,17 @@ impl Verification {
     }
 
     /// Whether the chain ends where the writer noted it.
-    fn beyond(&self, end: Option<&End>) -> Option<Finding> {
-        let Some(end) = end else {
-            return (self.id > 0).then(|| Finding {
-                first_bad: Some(self.id + 1),
-                damage: Damage::Removed,
-                detail: "impersonate.audit_state was emptied: rows behind the last may have been removed".to_owned(),
-            });
+    fn beyond(&self, end: &Ending) -> Option<Finding> {
+        let end = match end {
+            Ending::Noted(end) => end,
+            Ending::Unknown => return None,
+            Ending::Lost => {
+                return (self.id > 0).then(|| Finding {
+                    first_bad: Some(self.id + 1),
+                    damage: Damage::Removed,
+                    detail: "impersonate.audit_state was emptied: rows behind the last may have been removed".to_owned(),
+                })
+            }
         };
         if end.stored_id > self.id {
             return Some(removed(self.id + 1, end.stored_id));
@@ -531,13 +557,14 @@ mod tests {
     fn verify_from(start: Start, mut rows: Vec<Row>, end: Option<End>, wanted: Wanted) -> Option<Finding> {
         rows.sort_by_key(|row| row.id);
         let newest = rows.last().map_or(0, |row| row.id);
-        let mut verification = Verification::new(start, end.as_ref(), newest, wanted);
+        let end = end.map_or(Ending::Lost, Ending::Noted);
+        let mut verification = Verification::new(start, &end, newest, wanted);
         for row in rows {
             if !verification.row(row) {
                 break;
             }
         }
-        verification.finish(end.as_ref())
+        verification.finish(&end)
     }
 
     fn verify(rows: Vec<Row>, end: End) -> String {

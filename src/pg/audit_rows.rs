@@ -212,16 +212,20 @@ pub enum Argument<'a> {
     Integer(i64),
     Timestamp(i64),
     Bytes(&'a [u8]),
+    Text(&'a [u8]),
+}
+
+/// `text` and `bytea` have the same form.
+fn varlena(bytes: &[u8]) -> Datum {
+    pgrx::IntoDatum::into_datum(bytes).unwrap_or(Datum::null())
 }
 
 fn parts(arguments: &[Argument]) -> (Vec<Oid>, Vec<Datum>, Vec<std::ffi::c_char>) {
     let typed = arguments.iter().map(|argument| match argument {
         Argument::Integer(number) => (pg_sys::INT8OID, Datum::from(*number)),
         Argument::Timestamp(time) => (pg_sys::TIMESTAMPTZOID, Datum::from(*time)),
-        Argument::Bytes(bytes) => (
-            pg_sys::BYTEAOID,
-            pgrx::IntoDatum::into_datum(*bytes).unwrap_or(Datum::null()),
-        ),
+        Argument::Bytes(bytes) => (pg_sys::BYTEAOID, varlena(bytes)),
+        Argument::Text(bytes) => (pg_sys::TEXTOID, varlena(bytes)),
     });
     let (types, values): (Vec<Oid>, Vec<Datum>) = typed.unzip();
     let nulls = vec![b' ' as std::ffi::c_char; types.len()];

@@ -355,6 +355,36 @@ impl Cluster {
         });
     }
 
+    /// Moves another cluster's databases here; both are stopped, and this one is as `create` made it.
+    ///
+    /// # Panics
+    /// When pg_upgrade fails, with what it said.
+    #[track_caller]
+    pub fn pg_upgrade_from(&self, old: &Cluster) {
+        assert!(self.server.is_none() && old.server.is_none(), "both are stopped");
+        let output = server_program("pg_upgrade")
+            .arg("-b")
+            .arg(bin_dir())
+            .arg("-B")
+            .arg(bin_dir())
+            .arg("-d")
+            .arg(old.data())
+            .arg("-D")
+            .arg(self.data())
+            .arg("-s")
+            .arg(&self.folder)
+            .args(["-U", OWNER, "-p", "5432", "-P", "5433"])
+            .current_dir(&self.folder)
+            .output()
+            .expect("pg_upgrade can be run");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{said}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
     /// Rereads the settings.
     pub fn reload(&self) {
         let mut client = self.connect(OWNER, OWNER);

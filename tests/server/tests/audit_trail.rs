@@ -931,3 +931,112 @@ fn views_answer_what_auditors_ask() {
         "{\"public.\\\"my (odd) table\\\"\",public.emp,public.plain}"
     );
 }
+
+// ------------------------------------------------------------------------------------------------- dumps and upgrades ---
+
+fn dump_and_restore(from: (&Cluster, &str), to: (&Cluster, &str)) {
+    let dump = from.0.command("pg_dump", OWNER, from.1).output().unwrap();
+    assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+    let restored = to.0.psql(OWNER, to.1, &String::from_utf8(dump.stdout).unwrap());
+    assert!(restored.ok && restored.stderr.is_empty(), "{}", restored.stderr);
+}
+
+#[test]
+fn l8_a_dump_takes_the_audit_along_and_what_is_restored_stays_apart_and_can_be_verified() {
+    let (cluster, other) = (Cluster::start_new(), Cluster::start_new());
+    let database = cluster.database("d");
+    let mut client = twenty(&database);
+    run(&mut client, "SELECT impersonate.audit_purge('2025-02-01')");
+    let head = text(&mut client, "SELECT quote_literal(hash) FROM impersonate.audit_head()");
+    assert_eq!(verify(&mut client), OK);
+    run(&mut other.connect(OWNER, OWNER), "CREATE DATABASE d TEMPLATE template0");
+    dump_and_restore((&cluster, &database.name), (&other, "d"));
+    let mut there = other.connect(OWNER, "d");
+    let origin = text(&mut there, "SELECT DISTINCT quote_literal(origin) FROM impersonate.audit_restored");
+    assert!(origin.ends_with(&format!("/{}'", database.name)), "{origin}");
+    assert_eq!(
+        text(&mut there, "SELECT count(*), min(event_id), max(event_id) FROM impersonate.audit_restored"),
+        "30|6|35"
+    );
+    assert_eq!(text(&mut there, "SELECT count(*) FROM impersonate.audit"), "0");
+    let restored = format!("restored_from => {origin}");
+    assert_eq!(verify_with(&mut there, &restored), OK);
+    assert_eq!(verify_with(&mut there, &format!("{restored}, head => {head}")), OK);
+    // It is as it was: the server's own audit has its own chain.
+    event(&mut there, "2025-01-15", 2);
+    assert_eq!(verify(&mut there), OK);
+    assert_eq!(text(&mut there, "SELECT event_id FROM impersonate.audit_head()"), "2");
+    fails_with("42501", there.batch_execute("DELETE FROM impersonate.audit_restored"));
+    by_force(&mut there, "UPDATE impersonate.audit_restored SET pid = 0 WHERE event_id = 9");
+    assert!(verify_with(&mut there, &restored).starts_with("f|9|altered"));
+    by_force(&mut there, "DELETE FROM impersonate.audit_restored WHERE event_id = 6");
+    assert_eq!(verify_with(&mut there, &restored), "f|1|removed|rows 1 to 6 were removed");
+    // Both go on to the next server.
+    run(&mut other.connect(OWNER, OWNER), "CREATE DATABASE e TEMPLATE template0");
+    dump_and_restore((&other, "d"), (&other, "e"));
+    let mut there = other.connect(OWNER, "e");
+    assert_eq!(
+        text(&mut there, "SELECT count(*) FROM impersonate.audit_restored GROUP BY origin ORDER BY 1"),
+        "2\n29"
+    );
+}
+
+#[test]
+fn l8_the_extension_and_the_database_go_with_rows_in_partitions_and_start_afresh() {
+    let cluster = Cluster::start_new();
+    let database = cluster.database("d");
+    let mut client = twenty(&database);
+    for _ in 0..2 {
+        run(&mut client, "DROP EXTENSION impersonate; CREATE EXTENSION impersonate");
+        assert_eq!(
+            text(&mut client, "SELECT count(*) FROM pg_class WHERE relname LIKE 'audit_20%'"),
+            "0"
+        );
+        event(&mut client, "2025-01-15", 2);
+        assert_eq!(verify(&mut client), OK);
+        assert_eq!(text(&mut client, "SELECT event_id FROM impersonate.audit_head()"), "2");
+    }
+    let name = &database.name;
+    let mut other = cluster.connect(OWNER, OWNER);
+    drop(client);
+    wait_until("the session is gone", || {
+        text(&mut other, &format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}' AND backend_type = 'client backend'")) == "0"
+    });
+    // A copy goes on where its template was.
+    run(&mut other, &format!("CREATE DATABASE {name}_copy TEMPLATE {name}"));
+    run(&mut other, &format!("DROP DATABASE {name}"));
+    let mut copy = cluster.connect(OWNER, &format!("{name}_copy"));
+    event(&mut copy, "2025-01-15", 2);
+    assert_eq!(verify(&mut copy), OK);
+    assert_eq!(text(&mut copy, "SELECT event_id FROM impersonate.audit_head()"), "4");
+}
+
+#[test]
+fn l8_pg_upgrade_takes_the_audit_and_its_partitions_along() {
+    let mut old = Cluster::start_new();
+    let name = old.database("d").name;
+    {
+        let mut client = twenty(&Database {
+            cluster: &old,
+            name: name.clone(),
+        });
+        run(&mut client, "SELECT impersonate.audit_purge('2025-02-01')");
+        assert_eq!(verify(&mut client), OK);
+    }
+    old.stop();
+    let mut new = Cluster::builder().create();
+    new.pg_upgrade_from(&old);
+    new.start();
+    let mut client = new.connect(OWNER, &name);
+    assert_eq!(verify(&mut client), OK);
+    event(&mut client, "2025-02-15", 2);
+    event(&mut client, "2025-06-15", 2);
+    assert_eq!(verify(&mut client), OK);
+    assert_eq!(
+        text(&mut client, "SELECT min(event_id), max(event_id) FROM impersonate.audit"),
+        "6|39"
+    );
+    fails_with("2BP01", client.batch_execute("DROP TABLE impersonate.audit_202502"));
+    fails_with("42501", client.batch_execute("DELETE FROM impersonate.audit_202502"));
+    run(&mut client, "DROP EXTENSION impersonate CASCADE");
+}

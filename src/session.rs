@@ -51,6 +51,9 @@ impl Cause {
     }
 }
 
+/// Whom a value of `role` is judged for: the target of an impersonation, or the session user.
+type JudgedFor = Option<([u8; 16], Oid)>;
+
 struct Session {
     target: Shared<TargetState>,
     role: Cell<RoleState>,
@@ -60,7 +63,7 @@ struct Session {
     changing: Cell<bool>,
     /// `role` is being put back to a value from before: it is judged as it was then, for the target of that
     /// impersonation, or for the session user.
-    restoring: Cell<Option<Option<([u8; 16], Oid)>>>,
+    restoring: Cell<Option<JudgedFor>>,
     /// How the transaction, or the part of it whose settings are being popped, ended.
     ending: Cell<TransactionEnd>,
     /// An impersonation that lost its session user: it doesn't come back if that user does.
@@ -167,7 +170,7 @@ pub static HANDLERS: Handlers = Handlers {
     raise,
 };
 
-fn impersonation() -> Option<([u8; 16], Oid)> {
+fn impersonation() -> JudgedFor {
     SESSION
         .with(|session| session.restoring.get())
         .unwrap_or_else(|| in_force().map(|state| (state.id, state.target)))

@@ -85,7 +85,8 @@ impl Store {
         let target = self.target;
         // SAFETY: in a transaction. The relation is closed by `Open` or by the transaction's abort.
         let (relation, oid, row_type) = unsafe {
-            let relation = extension_relation(target.extension, target.table)?;
+            let known = self.known.as_ref().map(|known| known.relation);
+            let relation = extension_relation(target.extension, target.table, known)?;
             (relation, (*relation).rd_id, (*(*relation).rd_rel).reltype)
         };
         let is_new = !self
@@ -117,23 +118,38 @@ impl Store {
 
 /// Opens a table of the extension, which has a schema of its own name, and locks it for insertion until the transaction
 /// ends. `None` when the extension or the table doesn't exist; raises when the table isn't as the extension made it.
+/// `known` was found to belong to the extension before.
 ///
 /// # Safety
 /// In a transaction; the caller closes it.
-pub(super) unsafe fn extension_relation(name: &CStr, table: &CStr) -> Option<pg_sys::Relation> {
+pub(super) unsafe fn extension_relation(
+    name: &CStr,
+    table: &CStr,
+    known: Option<pg_sys::Oid>,
+) -> Option<pg_sys::Relation> {
     // SAFETY: catalog lookups with C strings. The relation is locked until the transaction ends.
     unsafe {
-        let extension = pg_sys::get_extension_oid(name.as_ptr(), true);
         let schema = pg_sys::get_namespace_oid(name.as_ptr(), true);
-        if extension == pg_sys::InvalidOid || schema == pg_sys::InvalidOid {
+        if schema == pg_sys::InvalidOid {
             return None;
         }
         let oid = pg_sys::get_relname_relid(table.as_ptr(), schema);
         if oid == pg_sys::InvalidOid {
             return None;
         }
+        // What asks for the extension has no cache. A table that belonged to it is no stranger's as long as it is that
+        // one: with the extension it goes itself.
+        let is_known = known == Some(oid);
+        let extension = if is_known {
+            pg_sys::InvalidOid
+        } else {
+            pg_sys::get_extension_oid(name.as_ptr(), true)
+        };
+        if !is_known && extension == pg_sys::InvalidOid {
+            return None;
+        }
         let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
-        if pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, oid) != extension {
+        if !is_known && pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, oid) != extension {
             refuse(name, table, "it does not belong to the extension");
         }
         let form = &*(*relation).rd_rel;

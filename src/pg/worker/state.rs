@@ -43,7 +43,7 @@ impl StateTable {
         // SAFETY: in a transaction; closed by `write` or by the transaction's abort. The descriptor stays while it is
         // open.
         unsafe {
-            let relation = extension_relation(target.extension, target.table)?;
+            let relation = extension_relation(target.extension, target.table, None)?;
             let descriptor = (*relation).rd_att;
             // A dropped column has no type.
             let types = (1..=(*descriptor).natts as i16).map(|number| pg_sys::get_atttype((*relation).rd_id, number));

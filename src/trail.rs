@@ -45,7 +45,10 @@ impl Source<'_> {
         let query = self.query("event_id, hash", "WHERE event_id <= $1 ORDER BY event_id DESC LIMIT 1");
         let found = access.query(&query, &self.arguments(to, 0));
         let row = found.first()?;
-        Some((row.first()?.integer()?, row.get(1)?.bytes().unwrap_or_default().to_vec()))
+        Some((
+            row.first()?.integer()?,
+            row.get(1)?.bytes().unwrap_or_default().to_vec(),
+        ))
     }
 
     /// The first row from a number on.
@@ -335,7 +338,9 @@ fn remove(access: &Access, before: i64, leaving: &Leaving) {
         &[Argument::Timestamp(before)],
     );
     for partition in &whole {
-        let Some(name) = partition.first().and_then(Stored::bytes) else { continue };
+        let Some(name) = partition.first().and_then(Stored::bytes) else {
+            continue;
+        };
         access.run_on("LOCK TABLE impersonate.", name, " IN ACCESS EXCLUSIVE MODE");
         let query = [&b"SELECT max(event_id) FROM impersonate."[..], name].concat();
         let newest = number(access, &CString::new(query).unwrap_or_default(), &[]);

@@ -50,11 +50,18 @@ pub struct Row {
 pub enum Meaning {
     Nothing,
     /// Rows up to `last`, with this hash, were to be purged.
-    Purge { last: i64, hash: Hash },
+    Purge {
+        last: i64,
+        hash: Hash,
+    },
     /// The rows behind it went to the server log alone.
     Leaving,
     /// The rows from `first` to `last`, with this hash, went to the server log alone.
-    Coming { first: i64, last: i64, hash: Hash },
+    Coming {
+        first: i64,
+        last: i64,
+        hash: Hash,
+    },
 }
 
 impl Row {
@@ -253,10 +260,7 @@ impl Verification {
         Verification {
             start,
             wanted,
-            shift: end
-                .noted()
-                .map_or(1, |end| end.stored_id.saturating_sub(newest))
-                .max(1),
+            shift: end.noted().map_or(1, |end| end.stored_id.saturating_sub(newest)).max(1),
             id: start.id,
             hash: start.hash,
             before: start.hash,
@@ -294,7 +298,10 @@ impl Verification {
         let expected = self.id + 1;
         if row.id < expected {
             let detail = if row.id <= self.start.id {
-                format!("row {} was put in: what is older than row {expected} was purged", row.id)
+                format!(
+                    "row {} was put in: what is older than row {expected} was purged",
+                    row.id
+                )
             } else {
                 format!("row {} was put in: there is another of this number", row.id)
             };
@@ -450,7 +457,8 @@ impl Verification {
                 return (self.id > 0).then(|| Finding {
                     first_bad: Some(self.id + 1),
                     damage: Damage::Removed,
-                    detail: "impersonate.audit_state was emptied: rows behind the last may have been removed".to_owned(),
+                    detail: "impersonate.audit_state was emptied: rows behind the last may have been removed"
+                        .to_owned(),
                 })
             }
         };
@@ -462,7 +470,10 @@ impl Verification {
             return Some(Finding {
                 first_bad: Some(first),
                 damage: Damage::PutIn,
-                detail: format!("{}: the writer stored none behind them", rows_are(first, self.id, "put in")),
+                detail: format!(
+                    "{}: the writer stored none behind them",
+                    rows_are(first, self.id, "put in")
+                ),
             });
         }
         if end.id == end.stored_id && end.hash != self.hash {
@@ -720,10 +731,7 @@ mod tests {
             last: 4,
             hash: start.hash,
         };
-        assert_eq!(
-            verify_from(start, rest.clone(), Some(end), Wanted::default()),
-            None
-        );
+        assert_eq!(verify_from(start, rest.clone(), Some(end), Wanted::default()), None);
         // A purge that came to nothing.
         let mut all = rows.clone();
         all[9].meaning = rest[5].meaning.clone();
@@ -766,7 +774,10 @@ mod tests {
         let (rows, end) = chain();
         let head = rows[9].chained();
         let wanted = |to, head| Wanted { to, head: Some(head) };
-        assert_eq!(verify_from(Start::FIRST, rows.clone(), Some(end), wanted(None, head)), None);
+        assert_eq!(
+            verify_from(Start::FIRST, rows.clone(), Some(end), wanted(None, head)),
+            None
+        );
         assert_eq!(
             verify_from(Start::FIRST, rows.clone(), Some(end), wanted(Some(10), head)),
             None

@@ -41,10 +41,10 @@
 
 use super::chain::{self, Hash, RowHasher, Value};
 use super::event::{Event, Kind, Record};
-use super::queue::{self, LaneHandle, Leave};
-use crate::pg::latch::{check_for_interrupts, nap, now};
 use super::line::{self, hexadecimal, Line};
+use super::queue::{self, LaneHandle, Leave};
 use crate::pg::identity;
+use crate::pg::latch::{check_for_interrupts, nap, now};
 use crate::pg::worker::partitions::{self, Range};
 use crate::pg::worker::rows::{self, Batch, Field, Parsed, Store, Target};
 use crate::pg::worker::state::{Place, State, StateTable, StateTarget};
@@ -633,10 +633,11 @@ fn newest(
         stored_id: 0,
         place,
     };
-    let newest = [memory, state, row]
-        .into_iter()
-        .flatten()
-        .fold(start, |newest, other| if other.id > newest.id { other } else { newest });
+    let newest =
+        [memory, state, row]
+            .into_iter()
+            .flatten()
+            .fold(start, |newest, other| if other.id > newest.id { other } else { newest });
     Newest { place, ..newest }
 }
 

@@ -141,13 +141,7 @@ impl Access {
                 pgrx::error!("could not read the audit: {result}");
             }
             pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-            let portal = pg_sys::SPI_cursor_open(
-                std::ptr::null(),
-                plan,
-                values.as_mut_ptr(),
-                nulls.as_ptr(),
-                true,
-            );
+            let portal = pg_sys::SPI_cursor_open(std::ptr::null(), plan, values.as_mut_ptr(), nulls.as_ptr(), true);
             pg_sys::PopActiveSnapshot();
             loop {
                 pg_sys::SPI_cursor_fetch(portal, true, FETCH as _);

@@ -97,13 +97,21 @@ fn look(time: i64) -> (bool, Range, Vec<CString>) {
 /// The statements that make a partition. All four texts are ready for SQL; the name consists of letters and digits.
 fn making(low: &[u8], high: &[u8], name: &[u8], owner: &[u8]) -> Vec<CString> {
     let parts: [&[&[u8]]; 6] = [
-        &[b"CREATE TABLE impersonate.", name, b" (LIKE impersonate.audit INCLUDING ALL)"],
+        &[
+            b"CREATE TABLE impersonate.",
+            name,
+            b" (LIKE impersonate.audit INCLUDING ALL)",
+        ],
         &[
             b"CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.",
             name,
             b" FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard()",
         ],
-        &[b"COMMENT ON TABLE impersonate.", name, b" IS 'events of a month; read impersonate.audit instead'"],
+        &[
+            b"COMMENT ON TABLE impersonate.",
+            name,
+            b" IS 'events of a month; read impersonate.audit instead'",
+        ],
         &[b"ALTER TABLE impersonate.", name, b" OWNER TO ", owner],
         &[b"ALTER EXTENSION impersonate ADD TABLE impersonate.", name],
         &[

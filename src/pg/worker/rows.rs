@@ -85,8 +85,7 @@ impl Store {
         let target = self.target;
         // SAFETY: in a transaction. The relation is closed by `Open` or by the transaction's abort.
         let (relation, oid, row_type) = unsafe {
-            let known = self.known.as_ref().map(|known| known.relation);
-            let relation = extension_relation(target.extension, target.table, known)?;
+            let relation = extension_relation(target.extension, target.table)?;
             (relation, (*relation).rd_id, (*(*relation).rd_rel).reltype)
         };
         let is_new = !self
@@ -106,6 +105,7 @@ impl Store {
 
     /// To be called after an error: what is remembered may be out of date.
     pub fn forget(&mut self) {
+        KNOWN.with_borrow_mut(Vec::clear);
         if let Some(known) = self.known.take() {
             // SAFETY: plans that SPI_keepplan kept, used by nobody else.
             unsafe {
@@ -118,15 +118,10 @@ impl Store {
 
 /// Opens a table of the extension, which has a schema of its own name, and locks it for insertion until the transaction
 /// ends. `None` when the extension or the table doesn't exist; raises when the table isn't as the extension made it.
-/// `known` was found to belong to the extension before.
 ///
 /// # Safety
 /// In a transaction; the caller closes it.
-pub(super) unsafe fn extension_relation(
-    name: &CStr,
-    table: &CStr,
-    known: Option<pg_sys::Oid>,
-) -> Option<pg_sys::Relation> {
+pub(super) unsafe fn extension_relation(name: &CStr, table: &CStr) -> Option<pg_sys::Relation> {
     // SAFETY: catalog lookups with C strings. The relation is locked until the transaction ends.
     unsafe {
         let schema = pg_sys::get_namespace_oid(name.as_ptr(), true);
@@ -139,7 +134,7 @@ pub(super) unsafe fn extension_relation(
         }
         // What asks for the extension has no cache. A table that belonged to it is no stranger's as long as it is that
         // one: with the extension it goes itself.
-        let is_known = known == Some(oid);
+        let is_known = KNOWN.with_borrow(|known| known.contains(&oid));
         let extension = if is_known {
             pg_sys::InvalidOid
         } else {
@@ -159,8 +154,16 @@ pub(super) unsafe fn extension_relation(
         if ![pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE].contains(&(form.relkind as u8)) {
             refuse(name, table, "it is not a table");
         }
+        if !is_known {
+            KNOWN.with_borrow_mut(|known| known.push(oid));
+        }
         Some(relation)
     }
+}
+
+thread_local! {
+    /// Tables that were found to belong to the extension since the last error.
+    static KNOWN: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Raises that a table is not what the writer writes into.

@@ -43,7 +43,7 @@ impl StateTable {
         // SAFETY: in a transaction; closed by `write` or by the transaction's abort. The descriptor stays while it is
         // open.
         unsafe {
-            let relation = extension_relation(target.extension, target.table, None)?;
+            let relation = extension_relation(target.extension, target.table)?;
             let descriptor = (*relation).rd_att;
             // A dropped column has no type.
             let types = (1..=(*descriptor).natts as i16).map(|number| pg_sys::get_atttype((*relation).rd_id, number));
@@ -132,13 +132,7 @@ unsafe fn is_there(relation: pg_sys::Relation, place: pg_sys::ItemPointerData) -
     let mut buffer = 0;
     // SAFETY: the relation is open, a snapshot is active; the buffer is released when something was found.
     unsafe {
-        let found = pg_sys::heap_fetch(
-            relation,
-            pg_sys::GetActiveSnapshot(),
-            &mut tuple,
-            &mut buffer,
-            false,
-        );
+        let found = pg_sys::heap_fetch(relation, pg_sys::GetActiveSnapshot(), &mut tuple, &mut buffer, false);
         if found {
             pg_sys::ReleaseBuffer(buffer);
         }

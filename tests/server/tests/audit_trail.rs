@@ -7,7 +7,9 @@ const OWNER: &str = "postgres";
 
 /// The newest state of a row, as text.
 fn text(client: &mut Client, query: &str) -> String {
-    let rows = client.simple_query(query).unwrap_or_else(|error| panic!("{query}: {error:?}"));
+    let rows = client
+        .simple_query(query)
+        .unwrap_or_else(|error| panic!("{query}: {error:?}"));
     let lines = rows.iter().filter_map(|message| match message {
         postgres::SimpleQueryMessage::Row(row) => Some(
             (0..row.len())
@@ -21,7 +23,9 @@ fn text(client: &mut Client, query: &str) -> String {
 }
 
 fn run(client: &mut Client, sql: &str) {
-    client.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    client
+        .batch_execute(sql)
+        .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
 }
 
 /// ok, number, damage and detail.
@@ -119,7 +123,10 @@ fn l9_a_partition_is_made_while_others_read_and_write() {
     let mut client = auditor(&database);
     event(&mut client, "2025-01-15", 1);
     let mut reader = database.connect(OWNER);
-    run(&mut reader, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM impersonate.audit");
+    run(
+        &mut reader,
+        "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM impersonate.audit",
+    );
     event(&mut client, "2025-02-15", 1);
     // ANALYZE has the table to itself for a while.
     run(
@@ -156,7 +163,9 @@ fn l9_partitions_that_others_made_are_used_and_names_that_are_taken_are_avoided(
         ),
         "impersonate.first_half\nimpersonate.old\nimpersonate.audit_202506_1"
     );
-    assert!(partitions(&mut client).contains("audit_202506_1 FOR VALUES FROM ('2025-06-10 00:00:00+00') TO ('2025-07-01"));
+    assert!(
+        partitions(&mut client).contains("audit_202506_1 FOR VALUES FROM ('2025-06-10 00:00:00+00') TO ('2025-07-01")
+    );
     assert_eq!(verify(&mut client), OK);
     // A partition that is gone is made anew, and the loss shows.
     run(
@@ -180,7 +189,10 @@ fn l8_a_partition_is_protected_as_the_whole() {
     let database = cluster.database("d");
     let (bob, eve) = (unique("bob"), unique("eve"));
     let mut client = auditor(&database);
-    run(&mut client, &format!("CREATE ROLE {bob} LOGIN; CREATE ROLE {eve} LOGIN"));
+    run(
+        &mut client,
+        &format!("CREATE ROLE {bob} LOGIN; CREATE ROLE {eve} LOGIN"),
+    );
     event(&mut client, "2025-01-15", 3);
     for statement in [
         "UPDATE impersonate.audit_202501 SET event = 'x'",
@@ -221,7 +233,10 @@ fn l8_a_partition_is_protected_as_the_whole() {
     assert_eq!(text(&mut other, "SELECT ok FROM impersonate.audit_verify()"), "t");
     assert_eq!(text(&mut other, "SELECT event_id FROM impersonate.audit_head()"), "3");
     // X4: not even a superuser, while impersonating one.
-    run(&mut client, &format!("ALTER ROLE {bob} SUPERUSER; SELECT setuser('{bob}')"));
+    run(
+        &mut client,
+        &format!("ALTER ROLE {bob} SUPERUSER; SELECT setuser('{bob}')"),
+    );
     for statement in [
         "ALTER TABLE impersonate.audit_202501 DISABLE TRIGGER ALL",
         "ALTER TABLE impersonate.audit DETACH PARTITION impersonate.audit_202501",
@@ -313,7 +328,10 @@ fn l8_removing_swapping_and_putting_in_is_found_and_named() {
     };
     let (put_in_12, put_in_35) = (put_in(12), put_in(35));
     for (damage, found) in [
-        ("DELETE FROM impersonate.audit WHERE event_id = 1", "f|1|removed|row 1 was removed"),
+        (
+            "DELETE FROM impersonate.audit WHERE event_id = 1",
+            "f|1|removed|row 1 was removed",
+        ),
         (
             "DELETE FROM impersonate.audit WHERE event_id BETWEEN 5 AND 7",
             "f|5|removed|rows 5 to 7 were removed",
@@ -327,7 +345,10 @@ fn l8_removing_swapping_and_putting_in_is_found_and_named() {
             "f|31|removed|rows 31 to 34 were removed",
         ),
         ("DELETE FROM impersonate.audit", "f|1|removed|rows 1 to 34 were removed"),
-        ("TRUNCATE impersonate.audit_202501", "f|1|removed|rows 1 to 5 were removed"),
+        (
+            "TRUNCATE impersonate.audit_202501",
+            "f|1|removed|rows 1 to 5 were removed",
+        ),
         (
             "ALTER TABLE impersonate.audit DETACH PARTITION impersonate.audit_202502",
             "f|6|removed|rows 6 to 10 were removed",
@@ -391,7 +412,10 @@ fn l8_a_stretch_can_be_verified_and_a_head_from_elsewhere_counts() {
     let cluster = Cluster::start_new();
     let database = cluster.database("d");
     let mut client = twenty(&database);
-    let head = text(&mut client, "SELECT event_id, quote_literal(hash) FROM impersonate.audit_head()");
+    let head = text(
+        &mut client,
+        "SELECT event_id, quote_literal(hash) FROM impersonate.audit_head()",
+    );
     let (id, hash) = head.split_once('|').unwrap();
     assert_eq!(id, "34");
     event(&mut client, "2025-04-15", 6);
@@ -415,7 +439,10 @@ fn l8_a_stretch_can_be_verified_and_a_head_from_elsewhere_counts() {
         verify_with(&mut client, "NULL, 45"),
         "f|41|removed|rows 41 to 45 were removed"
     );
-    fails_with("22023", client.batch_execute("SELECT impersonate.audit_verify(head => '\\x00')"));
+    fails_with(
+        "22023",
+        client.batch_execute("SELECT impersonate.audit_verify(head => '\\x00')"),
+    );
     // Damage outside the stretch is not looked at.
     run(&mut client, "BEGIN");
     by_force(&mut client, "UPDATE impersonate.audit SET pid = 0 WHERE event_id = 7");
@@ -464,7 +491,10 @@ fn l8_the_newest_row_is_missed_when_it_was_removed_behind_the_writers_back() {
     assert_eq!(verify(&mut client), "f|10|removed|row 10 was removed");
     assert_eq!(text(&mut client, "SELECT max(event_id) FROM impersonate.audit"), "11");
     // A state that was set back does not make numbers come twice.
-    by_force(&mut client, "UPDATE impersonate.audit_state SET event_id = 3, stored_id = 3");
+    by_force(
+        &mut client,
+        "UPDATE impersonate.audit_state SET event_id = 3, stored_id = 3",
+    );
     event(&mut client, "2025-01-15", 1);
     by_force(&mut client, "DELETE FROM impersonate.audit_state");
     run(&mut client, "VACUUM impersonate.audit_state");
@@ -489,7 +519,10 @@ fn l9_a_purge_takes_the_oldest_rows_leaves_the_chain_verifiable_and_is_on_record
     let head = text(&mut client, "SELECT quote_literal(hash) FROM impersonate.audit_head()");
     assert_eq!(text(&mut client, "SELECT impersonate.audit_purge('2024-01-01')"), "0");
     // Not a whole partition.
-    assert_eq!(text(&mut client, "SELECT impersonate.audit_purge('2025-02-01 00:00:00')"), "5");
+    assert_eq!(
+        text(&mut client, "SELECT impersonate.audit_purge('2025-02-01 00:00:00')"),
+        "5"
+    );
     assert_eq!(verify_with(&mut client, &format!("head => {head}")), OK);
     assert_eq!(text(&mut client, "SELECT min(event_id) FROM impersonate.audit"), "6");
     assert_eq!(
@@ -502,11 +535,16 @@ fn l9_a_purge_takes_the_oldest_rows_leaves_the_chain_verifiable_and_is_on_record
          {\"last\": 5, \"rows\": 5, \"first\": 1, \"before\": \"2025-02-01T00:00:00.000000Z\"}|64"
     );
     assert_eq!(
-        text(&mut client, "SELECT last, rows, before, by FROM impersonate.audit_purged"),
+        text(
+            &mut client,
+            "SELECT last, rows, before, by FROM impersonate.audit_purged"
+        ),
         "5|5|2025-02-01 00:00:00+00|postgres"
     );
     // The partition goes as soon as nobody reads it.
-    wait_until("the empty partition is gone", || !partitions(&mut client).contains("audit_202501 "));
+    wait_until("the empty partition is gone", || {
+        !partitions(&mut client).contains("audit_202501 ")
+    });
     assert_eq!(verify(&mut client), OK);
     // By number: a row of March is before one of this year's, and so stays behind that.
     assert_eq!(text(&mut client, "SELECT impersonate.audit_purge('2025-04-01')"), "5");
@@ -531,10 +569,19 @@ fn l9_a_purge_takes_the_oldest_rows_leaves_the_chain_verifiable_and_is_on_record
     );
     run(&mut client, "ROLLBACK");
     assert_eq!(verify(&mut client), OK);
-    assert_eq!(text(&mut client, "SELECT min(event_id), max(event_id) FROM impersonate.audit"), "13|38");
+    assert_eq!(
+        text(
+            &mut client,
+            "SELECT min(event_id), max(event_id) FROM impersonate.audit"
+        ),
+        "13|38"
+    );
     assert_eq!(text(&mut client, "SELECT impersonate.audit_purge('infinity')"), "26");
     assert_eq!(verify(&mut client), OK);
-    assert_eq!(text(&mut client, "SELECT event_id, event FROM impersonate.audit"), "39|PURGE");
+    assert_eq!(
+        text(&mut client, "SELECT event_id, event FROM impersonate.audit"),
+        "39|PURGE"
+    );
     // A row from before can't come back.
     by_force(
         &mut client,
@@ -618,7 +665,10 @@ fn l9_a_reader_makes_a_purge_fail_rather_than_the_writer_wait() {
     let mut reader = database.connect(OWNER);
     run(&mut reader, "BEGIN; SELECT count(*) FROM impersonate.audit");
     run(&mut client, "SET lock_timeout = '300ms'");
-    fails_with("55P03", client.batch_execute("SELECT impersonate.audit_purge('2025-02-01')"));
+    fails_with(
+        "55P03",
+        client.batch_execute("SELECT impersonate.audit_purge('2025-02-01')"),
+    );
     // Neither that nor a reader of an emptied partition stands in the writer's way.
     event(&mut client, "2025-03-15", 5);
     run(&mut reader, "COMMIT");
@@ -667,7 +717,10 @@ fn the_log_has_the_same_fields_and_the_same_hash_as_the_table() {
             .unwrap_or_else(|error| panic!("{line}: {error:?}"));
     }
     assert_eq!(
-        text(&mut client, "SELECT count(*) = (SELECT count(*) FROM impersonate.audit) FROM line"),
+        text(
+            &mut client,
+            "SELECT count(*) = (SELECT count(*) FROM impersonate.audit) FROM line"
+        ),
         "t"
     );
     // Column by column.
@@ -756,7 +809,10 @@ fn numbers_and_hashes_go_on_from_table_to_log_and_back() {
     run(&mut client, "BEGIN");
     by_force(&mut client, "DELETE FROM impersonate.audit WHERE event_id = 3");
     assert_eq!(
-        text(&mut client, "SELECT first_bad, damage, detail FROM impersonate.audit_verify()"),
+        text(
+            &mut client,
+            "SELECT first_bad, damage, detail FROM impersonate.audit_verify()"
+        ),
         "3|removed|row 3 was removed"
     );
     run(&mut client, "ROLLBACK");
@@ -822,10 +878,16 @@ fn the_status_tells_what_waits_and_what_failed() {
     run(&mut locker, "ROLLBACK");
     waiting.into_iter().for_each(|thread| thread.join().unwrap());
     wait_until("nobody waits", || {
-        status(&mut monitor_client, "queued_events, waiting_backends, stored_events, lag") == "0|0|15|-"
+        status(
+            &mut monitor_client,
+            "queued_events, waiting_backends, stored_events, lag",
+        ) == "0|0|15|-"
     });
     // A failure, and its end.
-    run(&mut client, "ALTER TABLE impersonate.audit ADD CONSTRAINT no CHECK (pid = 0) NOT VALID");
+    run(
+        &mut client,
+        "ALTER TABLE impersonate.audit ADD CONSTRAINT no CHECK (pid = 0) NOT VALID",
+    );
     run(&mut client, "SELECT public.event(now(), 1)");
     wait_until("it failed", || {
         status(
@@ -845,11 +907,17 @@ fn the_status_tells_what_waits_and_what_failed() {
     );
     run(&mut client, "ALTER TABLE impersonate.audit DROP CONSTRAINT no");
     run(&mut client, "SELECT impersonate.audit_sync()");
-    assert_eq!(status(&mut monitor_client, "failures, queued_events, stored_events"), "0|0|16");
+    assert_eq!(
+        status(&mut monitor_client, "failures, queued_events, stored_events"),
+        "0|0|16"
+    );
     // Nobody else is told; and it tells of databases, not of what is in the audit.
     let mut other = database.connect(&format!("{monitor}_not"));
     for view in ["audit_status", "audit_metrics"] {
-        fails_with("42501", other.batch_execute(&format!("SELECT * FROM impersonate.{view}")));
+        fails_with(
+            "42501",
+            other.batch_execute(&format!("SELECT * FROM impersonate.{view}")),
+        );
     }
     fails_with("42501", monitor_client.batch_execute("SELECT * FROM impersonate.audit"));
 }
@@ -901,7 +969,10 @@ fn views_answer_what_auditors_ask() {
     );
     fails_with("42501", auditor.batch_execute("SELECT * FROM impersonate.audit"));
     for view in ["audit_impersonations", "audit_denied", "audit_tables"] {
-        fails_with("42501", client.batch_execute(&format!("SELECT * FROM impersonate.{view}")));
+        fails_with(
+            "42501",
+            client.batch_execute(&format!("SELECT * FROM impersonate.{view}")),
+        );
     }
     // However names are written.
     by_force(
@@ -952,10 +1023,16 @@ fn l8_a_dump_takes_the_audit_along_and_what_is_restored_stays_apart_and_can_be_v
     run(&mut other.connect(OWNER, OWNER), "CREATE DATABASE d TEMPLATE template0");
     dump_and_restore((&cluster, &database.name), (&other, "d"));
     let mut there = other.connect(OWNER, "d");
-    let origin = text(&mut there, "SELECT DISTINCT quote_literal(origin) FROM impersonate.audit_restored");
+    let origin = text(
+        &mut there,
+        "SELECT DISTINCT quote_literal(origin) FROM impersonate.audit_restored",
+    );
     assert!(origin.ends_with(&format!("/{}'", database.name)), "{origin}");
     assert_eq!(
-        text(&mut there, "SELECT count(*), min(event_id), max(event_id) FROM impersonate.audit_restored"),
+        text(
+            &mut there,
+            "SELECT count(*), min(event_id), max(event_id) FROM impersonate.audit_restored"
+        ),
         "30|6|35"
     );
     assert_eq!(text(&mut there, "SELECT count(*) FROM impersonate.audit"), "0");
@@ -967,16 +1044,25 @@ fn l8_a_dump_takes_the_audit_along_and_what_is_restored_stays_apart_and_can_be_v
     assert_eq!(verify(&mut there), OK);
     assert_eq!(text(&mut there, "SELECT event_id FROM impersonate.audit_head()"), "2");
     fails_with("42501", there.batch_execute("DELETE FROM impersonate.audit_restored"));
-    by_force(&mut there, "UPDATE impersonate.audit_restored SET pid = 0 WHERE event_id = 9");
+    by_force(
+        &mut there,
+        "UPDATE impersonate.audit_restored SET pid = 0 WHERE event_id = 9",
+    );
     assert!(verify_with(&mut there, &restored).starts_with("f|9|altered"));
     by_force(&mut there, "DELETE FROM impersonate.audit_restored WHERE event_id = 6");
-    assert_eq!(verify_with(&mut there, &restored), "f|1|removed|rows 1 to 6 were removed");
+    assert_eq!(
+        verify_with(&mut there, &restored),
+        "f|1|removed|rows 1 to 6 were removed"
+    );
     // Both go on to the next server.
     run(&mut other.connect(OWNER, OWNER), "CREATE DATABASE e TEMPLATE template0");
     dump_and_restore((&other, "d"), (&other, "e"));
     let mut there = other.connect(OWNER, "e");
     assert_eq!(
-        text(&mut there, "SELECT count(*) FROM impersonate.audit_restored GROUP BY origin ORDER BY 1"),
+        text(
+            &mut there,
+            "SELECT count(*) FROM impersonate.audit_restored GROUP BY origin ORDER BY 1"
+        ),
         "2\n29"
     );
 }
@@ -989,7 +1075,10 @@ fn l8_the_extension_and_the_database_go_with_rows_in_partitions_and_start_afresh
     for _ in 0..2 {
         run(&mut client, "DROP EXTENSION impersonate; CREATE EXTENSION impersonate");
         assert_eq!(
-            text(&mut client, "SELECT count(*) FROM pg_class WHERE relname LIKE 'audit_20%'"),
+            text(
+                &mut client,
+                "SELECT count(*) FROM pg_class WHERE relname LIKE 'audit_20%'"
+            ),
             "0"
         );
         event(&mut client, "2025-01-15", 2);
@@ -1000,7 +1089,12 @@ fn l8_the_extension_and_the_database_go_with_rows_in_partitions_and_start_afresh
     let mut other = cluster.connect(OWNER, OWNER);
     drop(client);
     wait_until("the session is gone", || {
-        text(&mut other, &format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}' AND backend_type = 'client backend'")) == "0"
+        text(
+            &mut other,
+            &format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}' AND backend_type = 'client backend'"
+            ),
+        ) == "0"
     });
     // A copy goes on where its template was.
     run(&mut other, &format!("CREATE DATABASE {name}_copy TEMPLATE {name}"));
@@ -1033,7 +1127,10 @@ fn l8_pg_upgrade_takes_the_audit_and_its_partitions_along() {
     event(&mut client, "2025-06-15", 2);
     assert_eq!(verify(&mut client), OK);
     assert_eq!(
-        text(&mut client, "SELECT min(event_id), max(event_id) FROM impersonate.audit"),
+        text(
+            &mut client,
+            "SELECT min(event_id), max(event_id) FROM impersonate.audit"
+        ),
         "6|39"
     );
     fails_with("2BP01", client.batch_execute("DROP TABLE impersonate.audit_202502"));

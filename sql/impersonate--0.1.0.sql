@@ -396,7 +396,7 @@ CREATE VIEW impersonate.audit_impersonations AS
                    (array_agg(a.detail->>'cause' ORDER BY a.event_id DESC)
                         FILTER (WHERE a.event IN ('SETUSER', 'RESETUSER')))[1] AS last_cause,
                    (array_agg(a.reason ORDER BY a.event_id) FILTER (WHERE a.event = 'SETUSER'))[1] AS reason,
-                   count(*) FILTER (WHERE a.event = 'STATEMENT') AS statements,
+                   count(*) FILTER (WHERE a.event = 'STATEMENT' AND a.detail->>'phase' IS DISTINCT FROM 'begun') AS statements,
                    count(*) FILTER (WHERE a.event = 'STATEMENT' AND a.sqlstate <> '00000') AS failures,
                    count(*) FILTER (WHERE a.event IN ('DENIED', 'VIOLATION')) AS denied,
                    min(a.database) AS database,
@@ -419,7 +419,7 @@ CREATE VIEW impersonate.audit_impersonations AS
 COMMENT ON VIEW impersonate.audit_impersonations IS
     'a line for each impersonation: who, whom, from when to when, how it ended, and what was done';
 COMMENT ON COLUMN impersonate.audit_impersonations.ended IS 'none while it lasts, or when a crash ended it';
-COMMENT ON COLUMN impersonate.audit_impersonations.statements IS 'rows of kind STATEMENT, failures included';
+COMMENT ON COLUMN impersonate.audit_impersonations.statements IS 'statements on record, failures included; not the first of the two rows that some have';
 COMMENT ON COLUMN impersonate.audit_impersonations.tables IS 'relations that its statements touched';
 REVOKE ALL ON impersonate.audit_impersonations FROM PUBLIC;
 
@@ -431,7 +431,8 @@ CREATE VIEW impersonate.audit_tables AS
            a.user_name AS acted_as,
            a.role_name, a.command_tag, a.statement, a.row_count, a.sqlstate, a.reason, a.impersonation_id, a.database,
            a.client_addr, a.application_name
-      FROM impersonate.audit a, unnest(a.relations) r(relation);
+      FROM impersonate.audit a, unnest(a.relations) r(relation)
+     WHERE a.detail->>'phase' IS DISTINCT FROM 'begun';
 COMMENT ON VIEW impersonate.audit_tables IS
     'what happened to a table, and who really did it: a line for each relation that a recorded statement touched';
 COMMENT ON COLUMN impersonate.audit_tables.relation IS

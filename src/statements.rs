@@ -371,11 +371,11 @@ pub fn begun(statement: &Begun) {
         if let Some((prepared, _)) = statement.prepared {
             open.note(Some(&content::prepared(prepared)));
         }
-        open.touches(statement.relations);
+        open.touches(statement.relations.read());
         if !statement.is_utility {
             open.touched = Vec::new();
         }
-        open.is_given(statement.parameters, statement.text);
+        open.is_given(content::parameters(statement.parameters, statement.text));
         stand_by();
         let bytes = open.needs();
         if statement.level > 0 && audit::reserved_bytes() + bytes > audit::max_reserved_bytes() / 2 {
@@ -511,15 +511,14 @@ impl Open {
         }
     }
 
-    fn touches(&mut self, relations: Relations) {
-        self.touched.extend(relations.read());
+    fn touches(&mut self, relations: Vec<Touched>) {
+        self.touched.extend(relations);
         let kept = content::relations(&mut self.touched);
         self.relations = kept.list;
         self.note(kept.note.as_deref());
     }
 
-    fn is_given(&mut self, parameters: Parameters, text: &[u8]) {
-        let kept = content::parameters(parameters, text);
+    fn is_given(&mut self, kept: content::Kept) {
         if kept.list.is_some() {
             self.parameters = kept.list;
             self.note(kept.note.as_deref());
@@ -535,14 +534,24 @@ impl Open {
 /// The query starts that a utility statement has in it: its relations, and the parameters that EXECUTE gives it, are
 /// that statement's. May wait, and raises.
 pub fn joined(key: usize, relations: Relations, parameters: Parameters, text: &[u8]) {
-    let more = OPEN.with_borrow_mut(|all| {
-        let open = all.iter_mut().rfind(|open| open.key == key && open.reserved > 0)?;
-        let noted = open.detail.clone();
-        open.touches(relations);
+    let is_it = |open: &Open| open.key == key && open.reserved > 0;
+    let lacks_parameters = OPEN.with_borrow(|all| Some(all.iter().rfind(|open| is_it(open))?.parameters.is_none()));
+    let Some(lacks_parameters) = lacks_parameters else {
+        return;
+    };
+    // Nothing is borrowed while catalogs are read: the connection may end there, and tells what is open.
+    let touched = relations.read();
+    let given = if lacks_parameters {
+        content::parameters(parameters, text)
+    } else {
         // Several queries, by a rule, say the same.
-        if open.parameters.is_none() {
-            open.is_given(parameters, text);
-        }
+        content::Kept::NOTHING
+    };
+    let more = OPEN.with_borrow_mut(|all| {
+        let open = all.iter_mut().rfind(|open| is_it(open))?;
+        let noted = open.detail.clone();
+        open.touches(touched);
+        open.is_given(given);
         let more = open.needs().saturating_sub(open.reserved);
         // Until that is set aside it has to do with what there is.
         (more > 0).then(|| {

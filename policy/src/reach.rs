@@ -22,8 +22,11 @@ pub(crate) struct Reach {
 #[derive(Default)]
 pub struct Reaches {
     reaches: RefCell<BTreeMap<RoleId, Rc<Reach>>>,
-    inherited: RefCell<BTreeMap<(RoleId, Option<RoleId>), Rc<BTreeSet<RoleId>>>>,
+    inherited: RefCell<BTreeMap<Start, Rc<BTreeSet<RoleId>>>>,
 }
+
+/// A role, and one that it is in by `SET ROLE`.
+type Start = (RoleId, Option<RoleId>);
 
 impl Reaches {
     pub(crate) fn of(&self, world: &dyn World, role: RoleId) -> Rc<Reach> {

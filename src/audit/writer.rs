@@ -286,7 +286,8 @@ impl Writer {
             batch: BATCH_EVENTS,
             care: Care::Usual,
             alone_left: 0,
-            failures: 0,
+            // After a writer that failed it shows that it works, also when nothing is left to store.
+            failures: lane.status().failures.min(1),
             worked_at: now(),
             asked_to_end_at: None,
         }
@@ -351,7 +352,14 @@ impl Writer {
                 Outcome::NoPartition(times) => {
                     for time in times {
                         if !has_partition(&self.ranges, time) {
-                            let range = worker::transaction(|| partitions::ensure(time));
+                            let range = worker::transaction(|| {
+                                // Locked, so that the extension stays until it is done.
+                                StateTable::open(&STATE)?.close();
+                                Some(partitions::ensure(time))
+                            });
+                            let Some(range) = range else {
+                                return Round::NoExtension;
+                            };
                             self.ranges.truncate(KNOWN_RANGES - 1);
                             self.ranges.insert(0, range);
                         }

@@ -386,6 +386,16 @@ fn reconcile() {
         if session.exiting.get() || told.as_ref().map(|state| state.id) == now.as_ref().map(|state| state.id) {
             return;
         }
+        // On the way to what was before the transaction, the values of its savepoints come by.
+        let passes = |state: &TargetState| before(state).is_none_or(|before| !before.settled.get());
+        let all_ends = match session.ending.get() {
+            TransactionEnd::Abort => !identity::in_transaction(),
+            TransactionEnd::SubtransactionAbort => trampoline::rolls_back_all(),
+            _ => false,
+        };
+        if all_ends && now.as_deref().is_some_and(passes) {
+            return;
+        }
         let cause = if matches!(
             session.ending.get(),
             TransactionEnd::Abort | TransactionEnd::SubtransactionAbort

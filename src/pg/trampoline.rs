@@ -202,6 +202,7 @@ unsafe impl<T> Sync for Process<T> {}
 
 static HANDLERS: Process<Option<&'static Handlers>> = Process(Cell::new(None));
 static WATCHING: Process<bool> = Process(Cell::new(false));
+static ROLLS_BACK_ALL: Process<bool> = Process(Cell::new(false));
 static DEPTH: Process<u32> = Process(Cell::new(0));
 static NESTED: Process<bool> = Process(Cell::new(false));
 static PARTS: Process<Parts> = Process(Cell::new(Parts::NONE));
@@ -314,6 +315,11 @@ impl Parts {
     }
 }
 
+/// Whether a ROLLBACK of the whole transaction is under way.
+pub fn rolls_back_all() -> bool {
+    ROLLS_BACK_ALL.0.get()
+}
+
 /// How many followed statements are running inside one another.
 pub fn depth() -> u32 {
     DEPTH.0.get()
@@ -366,7 +372,10 @@ unsafe extern "C-unwind" fn transaction_callback(event: pg_sys::XactEvent::Type,
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => (handlers().before_commit)(),
         XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => (handlers().transaction_ends)(TransactionEnd::Commit),
-        XACT_EVENT_ABORT => (handlers().transaction_ends)(TransactionEnd::Abort),
+        XACT_EVENT_ABORT => {
+            ROLLS_BACK_ALL.0.set(false);
+            (handlers().transaction_ends)(TransactionEnd::Abort);
+        }
         _ => (),
     }
 }
@@ -650,6 +659,12 @@ unsafe extern "C-unwind" fn process_utility(
     // SAFETY: as executor_start. `concerns` neither raises nor keeps anything.
     unsafe {
         let kind = (*(*statement).utilityStmt).type_;
+        if kind == NodeTag::T_TransactionStmt {
+            let node = (*statement).utilityStmt.cast::<pg_sys::TransactionStmt>();
+            ROLLS_BACK_ALL
+                .0
+                .set((*node).kind == pg_sys::TransactionStmtKind::TRANS_STMT_ROLLBACK);
+        }
         let watched = watching();
         let depth = DEPTH.0.get();
         let top = watched && depth == 0 && context == ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;

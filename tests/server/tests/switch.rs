@@ -124,6 +124,27 @@ fn s2_a_switch_over_is_flat_and_one_call_returns() {
 }
 
 #[test]
+fn s3_a_rollback_of_all_tells_of_nothing_that_lay_between() {
+    let stage = Stage::new();
+    let mut session = stage.session();
+    session.ok("BEGIN; SELECT setuser('<bob>')");
+    session.ok("SAVEPOINT a; SELECT setuser()");
+    session.ok("ROLLBACK");
+    session.is_itself();
+    assert_eq!(stage.history(session.pid()), ["+bob", "-bob asked"]);
+    // But what was before the transaction does come back.
+    session.become_role("carol");
+    session.ok("BEGIN; SELECT setuser('<bob>')");
+    session.ok("SAVEPOINT a; SELECT setuser()");
+    session.ok("ROLLBACK");
+    session.is("carol");
+    assert_eq!(
+        stage.history(session.pid())[2..],
+        ["+carol", "-carol switched", "+bob", "-bob asked", "+carol"]
+    );
+}
+
+#[test]
 fn s2_a_switch_over_is_judged_as_if_made_from_the_start() {
     let stage = Stage::new();
     let mut session = stage.session_of("bob");

@@ -274,13 +274,16 @@ impl Pooler {
     fn connect(&self, user: &str, database: &str) -> Client {
         let mut config = Config::new();
         config.host_path(&self.folder).port(PORT).user(user).dbname(database);
-        let socket = self.folder.join(format!(".s.PGSQL.{PORT}"));
-        if !impersonate_server_tests::within(Duration::from_secs(10), || socket.exists()) {
-            panic!("pgbouncer did not start: {}", self.said());
-        }
-        config
-            .connect(NoTls)
-            .unwrap_or_else(|error| panic!("{error}: {}", self.said()))
+        // Its socket is there before it listens to it.
+        let mut answer = config.connect(NoTls);
+        impersonate_server_tests::within(Duration::from_secs(10), || {
+            let refused = answer.as_ref().err().is_some_and(|error| error.as_db_error().is_none());
+            if refused {
+                answer = config.connect(NoTls);
+            }
+            !refused
+        });
+        answer.unwrap_or_else(|error| panic!("{error}: {}", self.said()))
     }
 
     fn said(&self) -> String {

@@ -654,11 +654,17 @@ fn a_change_in_another_session_counts_at_the_next_switch() {
     admin.batch_execute("REVOKE \"SET USER\" FROM desk").unwrap();
     fails(client.simple_query("SELECT setuser('bob')"));
     client.batch_execute("ROLLBACK").unwrap();
-    // What another has not committed does not count.
+    // What another has not committed yet is waited for (E4).
     let mut other = database.connect("postgres");
     other.batch_execute("BEGIN; GRANT \"SET USER\" (bob) TO desk").unwrap();
+    client.batch_execute("SET lock_timeout = '200 ms'").unwrap();
+    assert_eq!(switch_in(&mut client, "bob"), Err("55P03".to_owned()));
+    client.batch_execute("RESET lock_timeout").unwrap();
+    other.batch_execute("ROLLBACK").unwrap();
     assert!(!allowed(&mut client));
-    other.batch_execute("COMMIT").unwrap();
+    other
+        .batch_execute("BEGIN; GRANT \"SET USER\" (bob) TO desk; COMMIT")
+        .unwrap();
     assert!(allowed(&mut client));
 }
 

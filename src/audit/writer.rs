@@ -353,9 +353,7 @@ impl Writer {
                     for time in times {
                         if !has_partition(&self.ranges, time) {
                             let range = worker::transaction(|| {
-                                // Locked, so that the extension stays until it is done.
-                                StateTable::open(&STATE)?.close();
-                                Some(partitions::ensure(time))
+                                rows::hold_extension(TARGET.extension).then(|| partitions::ensure(time))
                             });
                             let Some(range) = range else {
                                 return Round::NoExtension;
@@ -386,6 +384,9 @@ impl Writer {
 
     /// Stores the oldest events, inside a transaction.
     fn store_batch(&mut self) -> Outcome {
+        if !rows::hold_extension(TARGET.extension) {
+            return Outcome::NoExtension;
+        }
         let Some(state) = StateTable::open(&STATE) else {
             return Outcome::NoExtension;
         };
@@ -468,7 +469,7 @@ impl Writer {
             return;
         }
         self.tidy_at = Some(now() + TIDY_AGAIN);
-        let done = worker::transaction(|| !extension_exists() || partitions::drop_empty());
+        let done = worker::transaction(|| !rows::hold_extension(TARGET.extension) || partitions::drop_empty());
         if done {
             self.tidy_at = None;
         }

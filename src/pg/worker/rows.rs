@@ -75,6 +75,20 @@ pub fn extension_exists(name: &CStr) -> bool {
     unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
 }
 
+/// Keeps the extension from being dropped until the transaction ends, and says whether it is there. DROP EXTENSION locks
+/// the extension before its tables, so whoever does the same never holds a table that it waits for.
+pub fn hold_extension(name: &CStr) -> bool {
+    // SAFETY: in a transaction; a lock on an object that may be gone when it is got, which is looked at again.
+    unsafe {
+        let extension = pg_sys::get_extension_oid(name.as_ptr(), true);
+        if extension == pg_sys::InvalidOid {
+            return false;
+        }
+        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, extension, 0, pg_sys::AccessShareLock as _);
+        pg_sys::get_extension_oid(name.as_ptr(), true) == extension
+    }
+}
+
 impl Store {
     pub const fn new(target: &'static Target) -> Self {
         Store { target, known: None }

@@ -1125,6 +1125,19 @@ fn l6_a_writer_that_the_extension_was_taken_from_serves_the_one_that_is_created_
         run(&mut client, &grant);
         assert_eq!(verify(&mut client), OK);
     }
+    // Whatever the writer is about, the two never wait for each other: it would be a deadlock of the client's.
+    for pause in 0..30 {
+        run(&mut client, "DROP EXTENSION impersonate; CREATE EXTENSION impersonate");
+        run(&mut client, "SELECT public.event('2025-01-15', 20)");
+        std::thread::sleep(std::time::Duration::from_millis(pause * 5));
+    }
+    assert_eq!(
+        text(
+            &mut client,
+            "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        ),
+        "0"
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! All of it runs as the bootstrap superuser (`store::as_superuser`) and sees the newest state, whatever the isolation
 //! level of the transaction: a table that was truncated is empty in an old snapshot too. So locks come first, and the
-//! snapshot is taken when nothing can be truncated any more.
+//! snapshot is taken when nothing can be truncated any more. All queries of one reading see the same.
 
 use super::store;
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -48,17 +48,34 @@ impl Stored {
 const FETCH: i64 = 500;
 
 /// What runs inside `reading` or `purging`.
-pub struct Access(());
+pub struct Access(Sight);
+
+/// What queries see.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    /// All of them what was the newest state at the beginning.
+    Held,
+    /// Each what is the newest state.
+    Newest,
+}
 
 /// Runs `work` with the tables of the audit locked against whatever would take rows out of a snapshot.
 pub fn reading<R>(work: impl FnOnce(&Access) -> R) -> R {
-    inside(&[(c"enable_seqscan", c"off"), (c"enable_sort", c"off")], |access| {
-        access.run(
-            c"LOCK TABLE impersonate.audit, impersonate.audit_state, impersonate.audit_purged IN ACCESS SHARE MODE",
-            &[],
-        );
-        work(access)
-    })
+    inside(
+        &[(c"enable_seqscan", c"off"), (c"enable_sort", c"off"), (c"jit", c"off")],
+        |access| {
+            access.run(
+                c"LOCK TABLE impersonate.audit, impersonate.audit_state, impersonate.audit_purged IN ACCESS SHARE MODE",
+                &[],
+            );
+            // SAFETY: in a transaction; an error pops it with the transaction.
+            unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+            let result = work(&Access(Sight::Held));
+            // SAFETY: pushed above, and what came on top of it is gone.
+            unsafe { pg_sys::PopActiveSnapshot() };
+            result
+        },
+    )
 }
 
 /// Runs `work`, which may take rows away. One at a time; triggers of others don't run.
@@ -102,33 +119,26 @@ fn inside<R>(settings: &[(&CStr, &CStr)], work: impl FnOnce(&Access) -> R) -> R 
                 );
             }
             pg_sys::SPI_connect();
-            let result = work(&Access(()));
+            let result = work(&Access(Sight::Newest));
             pg_sys::SPI_finish();
             result
         }
     })
 }
 
-/// What a statement is to see.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum See {
-    Newest,
-    Transaction,
-}
-
 impl Access {
     /// Runs a statement that returns nothing of interest; how many rows it was about.
     pub fn run(&self, statement: &CStr, arguments: &[Argument]) -> u64 {
-        self.execute(statement, arguments, See::Transaction)
+        self.execute(statement, arguments, false)
     }
 
-    /// The rows of a query, of the newest state.
+    /// The rows of a query.
     pub fn query(&self, statement: &CStr, arguments: &[Argument]) -> Vec<Vec<Stored>> {
-        self.execute(statement, arguments, See::Newest);
+        self.execute(statement, arguments, true);
         taken()
     }
 
-    /// Hands the rows of a query, of the newest state, to `each`, until that returns false.
+    /// Hands the rows of a query to `each`, until that returns false.
     pub fn stream(&self, statement: &CStr, arguments: &[Argument], mut each: impl FnMut(Vec<Stored>) -> bool) {
         let (mut types, mut values, nulls) = parts(arguments);
         let mut memory = PgMemoryContexts::new("impersonate audit rows");
@@ -140,9 +150,7 @@ impl Access {
                 let result = pg_sys::SPI_result;
                 pgrx::error!("could not read the audit: {result}");
             }
-            pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
             let portal = pg_sys::SPI_cursor_open(std::ptr::null(), plan, values.as_mut_ptr(), nulls.as_ptr(), true);
-            pg_sys::PopActiveSnapshot();
             loop {
                 pg_sys::SPI_cursor_fetch(portal, true, FETCH as _);
                 let count = pg_sys::SPI_processed as usize;
@@ -166,12 +174,13 @@ impl Access {
         }
     }
 
-    fn execute(&self, statement: &CStr, arguments: &[Argument], see: See) -> u64 {
+    fn execute(&self, statement: &CStr, arguments: &[Argument], is_query: bool) -> u64 {
         let (mut types, mut values, nulls) = parts(arguments);
         // SAFETY: inside SPI, a statement of ours with as many arguments. A read-only statement uses the snapshot that is
         // active.
         unsafe {
-            if see == See::Newest {
+            let fresh = is_query && self.0 == Sight::Newest;
+            if fresh {
                 pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
             }
             let done = pg_sys::SPI_execute_with_args(
@@ -180,10 +189,10 @@ impl Access {
                 types.as_mut_ptr(),
                 values.as_mut_ptr(),
                 nulls.as_ptr(),
-                see == See::Newest,
+                is_query,
                 0,
             );
-            if see == See::Newest {
+            if fresh {
                 pg_sys::PopActiveSnapshot();
             }
             if done < 0 {

@@ -112,8 +112,9 @@ clippy() {
 }
 
 stage_policy() {
-    begin policy "the pure core: no server"
+    begin policy "the pure core, and what else needs no server"
     cargo_tests 600 --package impersonate-policy
+    cargo_tests 600 --package impersonate --lib --no-default-features --features "pg$major"
     finish
 }
 

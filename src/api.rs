@@ -150,6 +150,9 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
         );
         deny(key, Some(request.target), &refusal, request.reason);
     }
+    if named(request.target).is_none() {
+        deny_nobody(key, request);
+    }
     let call = call(Some(request.target));
     let space = session::make_ready(request.local, request.reason, &call);
     let switching = Switching::begin();
@@ -159,13 +162,7 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
         switching.done();
         guard::not_started();
         audit::release(space);
-        let refusal = refusal(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            format!("role \"{}\" does not exist", shown(request.target)),
-            None,
-            None,
-        );
-        deny(key, Some(request.target), &refusal, request.reason)
+        deny_nobody(key, request)
     };
     let catalogs = Catalogs::default();
     let (impersonator, rules) = (identity::session_user(), guard::rules());
@@ -192,6 +189,16 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
     };
     let name = session::start(switch, space);
     name_bytes(&name).to_vec()
+}
+
+fn deny_nobody(key: usize, request: &Request) -> ! {
+    let refusal = refusal(
+        PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+        format!("role \"{}\" does not exist", shown(request.target)),
+        None,
+        None,
+    );
+    deny(key, Some(request.target), &refusal, request.reason)
 }
 
 fn named(name: &[u8]) -> Option<Oid> {

@@ -63,8 +63,28 @@ pub fn ensure(time: i64) -> Range {
     let (taken, range, statements) = look(time);
     if !taken {
         statements.iter().for_each(|statement| run(statement));
+        take_from_strangers();
     }
     range
+}
+
+/// Default privileges are for tables that somebody makes, not for parts of the audit: who may read it is said of the
+/// whole alone.
+const STRANGERS: &CStr = c"
+    SELECT 0::pg_catalog.oid, 0::pg_catalog.oid,
+           pg_catalog.format('REVOKE ALL ON %s FROM %s CASCADE', c.oid::pg_catalog.regclass,
+                             CASE a.grantee WHEN 0 THEN 'PUBLIC'
+                                  ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END)
+      FROM pg_catalog.pg_inherits i
+           JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid,
+           LATERAL pg_catalog.aclexplode(c.relacl) a
+     WHERE i.inhparent = 'impersonate.audit'::pg_catalog.regclass AND a.grantee <> c.relowner
+     GROUP BY c.oid, a.grantee";
+
+fn take_from_strangers() {
+    for (_, _, statement) in rows_of(STRANGERS) {
+        run(&CString::new(statement).unwrap_or_default());
+    }
 }
 
 fn look(time: i64) -> (bool, Range, Vec<CString>) {

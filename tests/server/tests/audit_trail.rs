@@ -1172,3 +1172,36 @@ fn l8_pg_upgrade_takes_the_audit_and_its_partitions_along() {
     fails_with("42501", client.batch_execute("DELETE FROM impersonate.audit_202502"));
     run(&mut client, "DROP EXTENSION impersonate CASCADE");
 }
+
+/// Whoever makes tables readable for all by default doesn't mean the audit.
+#[test]
+fn l8_default_privileges_give_nobody_a_part_of_the_audit() {
+    let cluster = Cluster::start_new();
+    let database = cluster.empty_database("defaults");
+    let mut admin = database.connect("postgres");
+    admin
+        .batch_execute(
+            "CREATE ROLE reader; ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC;
+             CREATE EXTENSION impersonate; ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO reader",
+        )
+        .unwrap();
+    run(&mut admin, "GRANT \"SET USER\" TO reader");
+    run(&mut admin, "SELECT impersonate.audit_sync()");
+    let rows = admin
+        .query(
+            "SELECT c.relname FROM pg_class c WHERE relnamespace = 'impersonate'::regnamespace AND relname LIKE 'audit%'
+                AND relkind IN ('r', 'p') AND has_table_privilege('reader', c.oid, 'SELECT, INSERT, UPDATE, DELETE')",
+            &[],
+        )
+        .unwrap();
+    let readable: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(readable, Vec::<String>::new());
+    let partitions: i64 = admin
+        .query_one(
+            "SELECT count(*) FROM pg_inherits WHERE inhparent = 'impersonate.audit'::regclass",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    assert_eq!(partitions, 1);
+}

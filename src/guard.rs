@@ -16,7 +16,7 @@ use impersonate_policy as policy;
 use pgrx::pg_sys::Oid;
 use pgrx::PgSqlErrorCode;
 use policy::{Impersonator, Reaches, Target, Verdict, World};
-use remote::{Elsewhere, Known};
+use remote::Known;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -148,7 +148,7 @@ impl Judge {
                 .elsewhere
                 .entry(entry.database)
                 .or_insert_with(|| (Catalogs::of_database(entry.database), Reaches::default()));
-            match Elsewhere::new(catalogs, rights.bytes()) {
+            match remote::read(catalogs, rights.bytes()) {
                 Known::Rights(world) => broken(
                     &world,
                     reaches,

@@ -156,21 +156,19 @@ fn decode(bytes: &mut &[u8]) -> Option<Right> {
     })
 }
 
-impl<'a> Elsewhere<'a> {
-    /// Reads a note.
-    pub fn new(catalogs: &'a dyn World, note: &[u8]) -> Known<'a> {
-        if let Some((&REACH, digest)) = note.split_first() {
-            return Known::Reach(digest.try_into().unwrap_or([0; 32]));
-        }
-        let mut bytes = note.get(1..).unwrap_or_default();
-        let count = number(&mut bytes).unwrap_or(0);
-        let used = (0..count).map_while(|_| number(&mut bytes).map(RoleId)).collect();
-        let mut rights = Vec::new();
-        while let Some(right) = decode(&mut bytes) {
-            rights.push(right);
-        }
-        Known::Rights(Elsewhere { catalogs, used, rights })
+/// Reads a note.
+pub fn read<'a>(catalogs: &'a dyn World, note: &[u8]) -> Known<'a> {
+    if let Some((&REACH, digest)) = note.split_first() {
+        return Known::Reach(digest.try_into().unwrap_or([0; 32]));
     }
+    let mut bytes = note.get(1..).unwrap_or_default();
+    let count = number(&mut bytes).unwrap_or(0);
+    let used = (0..count).map_while(|_| number(&mut bytes).map(RoleId)).collect();
+    let mut rights = Vec::new();
+    while let Some(right) = decode(&mut bytes) {
+        rights.push(right);
+    }
+    Known::Rights(Elsewhere { catalogs, used, rights })
 }
 
 impl Elsewhere<'_> {

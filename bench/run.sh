@@ -150,6 +150,63 @@ row "preloaded and idle" idle without "without"
 row "as the target by SET ROLE" set_role idle "idle"
 row "as the target by setuser(), audited" setuser set_role "SET ROLE"
 
+# -------------------------------------------------------------------------------------------------------------- waits ---
+
+# pgbench's TPC-B, with an fsync for each commit as in earnest, and what waits for the audit.
+tpcb() {
+    cat >"$scratch/$1.sql" <<SQL
+\\if :began = 0
+$2;
+\\set began 1
+\\endif
+\\set aid random(1, 100000 * :scale)
+\\set bid random(1, 1 * :scale)
+\\set tid random(1, 10 * :scale)
+\\set delta random(-5000, 5000)
+BEGIN;
+UPDATE pgbench_accounts SET abalance = abalance + :delta WHERE aid = :aid;
+SELECT abalance FROM pgbench_accounts WHERE aid = :aid;
+UPDATE pgbench_tellers SET tbalance = tbalance + :delta WHERE tid = :tid;
+UPDATE pgbench_branches SET bbalance = bbalance + :delta WHERE bid = :bid;
+INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (:tid, :bid, :aid, :delta, CURRENT_TIMESTAMP);
+END;
+SQL
+}
+tpcb tpcb_role 'SET ROLE bob'
+tpcb tpcb_setuser "SELECT setuser('bob')"
+# wait_for NAME SCRIPT WAIT
+wait_for() {
+    local clients
+    run_psql -q -c "ALTER ROLE anna SET impersonate.audit_wait = '$3'"
+    for clients in 1 8; do
+        run_script "$2" -M prepared -c "$clients" -j "$clients" -T "$SECONDS_EACH"
+        record "tpcb_$1.$clients" "$(found tps)"
+        run_psql -q -o /dev/null -c 'SELECT impersonate.audit_sync()'
+    done
+}
+printf "fsync = on\nfull_page_writes = on\n" >>"$cluster/data/postgresql.conf"
+start_with impersonate
+run_psql -q -c 'GRANT ALL ON ALL TABLES IN SCHEMA public TO bob, anna'
+for round in $(seq "$ROUNDS"); do
+    order=(role off commit flush)
+    ((round % 2)) || order=(flush commit off role)
+    for kind in "${order[@]}"; do
+        case $kind in
+            role) wait_for role tpcb_role off ;;
+            *) wait_for "$kind" tpcb_setuser "$kind" ;;
+        esac
+    done
+done
+run_psql -q -c 'ALTER ROLE anna RESET impersonate.audit_wait'
+stop
+say ""
+say "pgbench TPC-B of seven statements, prepared, fsync on: tps; medians of $ROUNDS rounds of $SECONDS_EACH s each"
+printf '%-46s %9s %6s %10s %6s   %s\n' "" "1 client" "ratio" "8 clients" "ratio" "to"
+row "as the target by SET ROLE" tpcb_role tpcb_role ""
+for kind in off commit flush; do
+    row "by setuser(), audit_wait = $kind" "tpcb_$kind" tpcb_role "SET ROLE"
+done
+
 # ----------------------------------------------------------------------------------------------------------- switches ---
 
 start_with impersonate

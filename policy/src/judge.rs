@@ -150,7 +150,7 @@ struct Holder {
 impl Holder {
     fn new(world: &dyn World, reaches: &Reaches, role: RoleId, attributes: Attributes) -> Holder {
         let reach = reaches.of(world, role);
-        let mut rights: Vec<Right> = reach.usable.iter().flat_map(|&grantee| world.rights(grantee)).collect();
+        let mut rights = world.rights_of(&reach.usable);
         rights.sort_by_key(|right| right.id);
         Holder {
             role,

@@ -3,6 +3,7 @@
 use crate::possession::{ObjectId, ObjectName, Possession};
 use crate::right::Right;
 use crate::role::{Attributes, Membership, ParameterPrivilege, RoleId};
+use std::collections::BTreeSet;
 
 /// Roles and rights as they are at the moment of judging.
 ///
@@ -20,6 +21,12 @@ pub trait World {
 
     /// The rights granted to `grantee` itself, in this database.
     fn rights(&self, grantee: RoleId) -> Vec<Right>;
+
+    /// The rights granted to any of these roles, in any order. For worlds that have fewer rights than a role can use
+    /// roles.
+    fn rights_of(&self, grantees: &BTreeSet<RoleId>) -> Vec<Right> {
+        grantees.iter().flat_map(|&grantee| self.rights(grantee)).collect()
+    }
 
     /// The role's name, not quoted.
     fn name(&self, role: RoleId) -> String;

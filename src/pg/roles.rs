@@ -7,7 +7,7 @@ use pgrx::pg_sys::{self, Oid};
 use pgrx::FromDatum;
 use policy::RoleId;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Converts between the server's and the policy's way to name a role.
 pub fn role_id(role: Oid) -> RoleId {
@@ -213,6 +213,14 @@ impl policy::World for Catalogs {
             .borrow_mut()
             .get_or_insert_with(parameter_privileges)
             .clone()
+    }
+
+    fn rights_of(&self, grantees: &BTreeSet<RoleId>) -> Vec<policy::Right> {
+        if let Some(all) = &*self.rights_read.borrow() {
+            let held = all.iter().filter(|(grantee, _)| grantees.contains(grantee));
+            return held.flat_map(|(_, rights)| rights.iter().cloned()).collect();
+        }
+        grantees.iter().flat_map(|&grantee| self.rights(grantee)).collect()
     }
 
     fn rights(&self, grantee: RoleId) -> Vec<policy::Right> {

@@ -104,6 +104,7 @@ pub fn extension_created() -> bool {
 }
 
 /// Reads the rights table of this database.
+#[derive(Clone)]
 pub struct Reader {
     table: Option<(Oid, Oid)>,
 }
@@ -123,7 +124,7 @@ impl Reader {
 
     /// Whether the table is so small that reading all of it costs less than looking up some grantees one by one.
     pub fn is_small(&self) -> bool {
-        const BLOCKS: u32 = 64;
+        const BLOCKS: u32 = 8;
         let Some((table, _)) = self.table else { return true };
         // SAFETY: relation is closed on the way out; on error the server's own cleanup does.
         unsafe {

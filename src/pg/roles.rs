@@ -26,9 +26,9 @@ pub fn role_oid(role: RoleId) -> Oid {
 pub struct Catalogs {
     memberships: RefCell<HashMap<RoleId, Vec<policy::Membership>>>,
     rights: RefCell<Option<rights::Reader>>,
-    /// All of them, once that is the shorter way.
-    rights_read: RefCell<Option<HashMap<RoleId, Vec<policy::Right>>>>,
-    rights_asked: Cell<u32>,
+    /// Those of the grantees that were asked about, or of all once that is the shorter way.
+    rights_known: RefCell<HashMap<RoleId, Vec<policy::Right>>>,
+    all_rights_known: Cell<bool>,
     parameters: RefCell<Option<Vec<policy::ParameterPrivilege>>>,
     /// Whose owner is in pg_database_owner: this one, if none is named.
     database: Option<Oid>,
@@ -102,19 +102,13 @@ pub fn valid_until(role: Oid) -> pg_sys::TimestampTz {
 }
 
 impl Catalogs {
-    /// For judging many: all rights are read at once.
-    pub fn with_all_rights() -> Catalogs {
-        let catalogs = Catalogs::default();
-        catalogs.read_all_rights();
-        catalogs
-    }
-
     fn read_all_rights(&self) {
         let mut rights: HashMap<RoleId, Vec<policy::Right>> = HashMap::new();
         for right in self.all_rights() {
             rights.entry(right.grantee).or_default().push(right);
         }
-        self.rights_read.replace(Some(rights));
+        self.rights_known.replace(rights);
+        self.all_rights_known.set(true);
     }
 
     /// As a session of another database sees them. Its rights cannot be read from here.
@@ -216,27 +210,32 @@ impl policy::World for Catalogs {
     }
 
     fn rights_of(&self, grantees: &BTreeSet<RoleId>) -> Vec<policy::Right> {
-        if let Some(all) = &*self.rights_read.borrow() {
-            let held = all.iter().filter(|(grantee, _)| grantees.contains(grantee));
+        if self.all_rights_known.get() {
+            let known = self.rights_known.borrow();
+            let held = known.iter().filter(|(grantee, _)| grantees.contains(grantee));
             return held.flat_map(|(_, rights)| rights.iter().cloned()).collect();
         }
         grantees.iter().flat_map(|&grantee| self.rights(grantee)).collect()
     }
 
     fn rights(&self, grantee: RoleId) -> Vec<policy::Right> {
-        const SOME: u32 = 16;
-        let asked = self.rights_asked.get() + 1;
-        self.rights_asked.set(asked);
-        if asked == SOME && self.rights_read.borrow().is_none() && rights::Reader::open().is_small() {
+        const SOME: usize = 16;
+        let known = self.rights_known.borrow().get(&grantee).cloned();
+        if known.is_some() || self.all_rights_known.get() {
+            return known.unwrap_or_default();
+        }
+        if self.rights_known.borrow().len() == SOME && rights::Reader::open().is_small() {
             self.read_all_rights();
+            return self.rights(grantee);
         }
-        if let Some(all) = &*self.rights_read.borrow() {
-            return all.get(&grantee).cloned().unwrap_or_default();
-        }
-        self.rights
+        let reader = self
+            .rights
             .borrow_mut()
             .get_or_insert_with(rights::Reader::open)
-            .of(role_oid(grantee))
+            .clone();
+        let found = reader.of(role_oid(grantee));
+        self.rights_known.borrow_mut().insert(grantee, found.clone());
+        found
     }
 
     fn name(&self, role: RoleId) -> String {

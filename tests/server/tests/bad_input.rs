@@ -106,6 +106,12 @@ fn odd_name_works(name: &str) {
     let stage = Stage::new();
     target(&stage, name);
     works(&stage, name);
+    // The server notices a moment later that a client has left, and until then the criteria hold (E2).
+    impersonate_server_tests::wait_until("nobody impersonates any more", || {
+        stage
+            .look("SELECT 1 FROM impersonate.active WHERE impersonator = '<imp>'")
+            .is_empty()
+    });
     // So that another run of the same cluster may make it again.
     stage.admin("REVOKE \"SET USER\" FROM <imp>");
     drop_target(&stage, name);

@@ -26,6 +26,17 @@ fn target(stage: &Stage, name: &str) {
     ));
 }
 
+/// The server notices a moment later that a client has left, and until then the criteria hold (E2).
+#[track_caller]
+fn take_the_right(stage: &Stage) {
+    impersonate_server_tests::wait_until("nobody impersonates any more", || {
+        stage
+            .look("SELECT 1 FROM impersonate.active WHERE impersonator = '<imp>'")
+            .is_empty()
+    });
+    stage.admin("REVOKE \"SET USER\" FROM <imp>");
+}
+
 #[track_caller]
 fn drop_target(stage: &Stage, name: &str) {
     stage.admin(&format!("DROP ROLE {}", identifier(name)));
@@ -106,14 +117,8 @@ fn odd_name_works(name: &str) {
     let stage = Stage::new();
     target(&stage, name);
     works(&stage, name);
-    // The server notices a moment later that a client has left, and until then the criteria hold (E2).
-    impersonate_server_tests::wait_until("nobody impersonates any more", || {
-        stage
-            .look("SELECT 1 FROM impersonate.active WHERE impersonator = '<imp>'")
-            .is_empty()
-    });
     // So that another run of the same cluster may make it again.
-    stage.admin("REVOKE \"SET USER\" FROM <imp>");
+    take_the_right(&stage);
     drop_target(&stage, name);
 }
 
@@ -192,7 +197,7 @@ fn a_name_that_is_too_long_is_nobodys() {
     for name in [format!("{longest}l"), format!("{longest}x"), "l".repeat(1000)] {
         refused(&stage, &name, "42704");
     }
-    stage.admin("REVOKE \"SET USER\" FROM <imp>");
+    take_the_right(&stage);
     drop_target(&stage, &longest);
 }
 
@@ -225,7 +230,7 @@ fn a_name_that_was_cut_in_a_character_is_nobodys() {
     let whole = format!("{}é", "e".repeat(61));
     target(&stage, &whole);
     works(&stage, &whole);
-    stage.admin("REVOKE \"SET USER\" FROM <imp>");
+    take_the_right(&stage);
     drop_target(&stage, &whole);
 }
 
@@ -266,7 +271,7 @@ fn names_in_upper_case() {
     for name in ["UPPER", "Upper", "upper"] {
         works(&stage, name);
     }
-    stage.admin("REVOKE \"SET USER\" FROM <imp>");
+    take_the_right(&stage);
     for name in ["UPPER", "Upper", "upper"] {
         drop_target(&stage, name);
     }

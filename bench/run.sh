@@ -308,7 +308,7 @@ BEGIN
     FOR i IN 0..499 LOOP EXECUTE format('CREATE ROLE acted_%s LOGIN IN ROLE group_of_all', i); END LOOP;
 END
 $$;
-GRANT group_of_all TO anna;
+CREATE ROLE clerk LOGIN IN ROLE group_of_all;
 SQL
 # changed NAME: milliseconds of a GRANT by nobody to nobody who is concerned.
 changed() {
@@ -318,10 +318,10 @@ changed() {
 for _ in {1..5}; do changed change_without; done
 stop
 start_with impersonate
-run_psql -q -c 'GRANT "SET USER" TO anna'
+run_psql -q -c 'GRANT "SET USER" TO clerk'
 for _ in {1..5}; do changed change_0; done
 for sessions in 100 500; do
-    "$bindir/pgbench" -n -M extended -U anna -f "$scratch/hold.sql" -c "$sessions" -j 1 -T 3600 >"$scratch/hold.log" 2>&1 &
+    "$bindir/pgbench" -n -M extended -U clerk -f "$scratch/hold.sql" -c "$sessions" -j 1 -T 3600 >"$scratch/hold.log" 2>&1 &
     holder=$!
     for _ in {1..600}; do
         [ "$(run_psql -Atc 'SELECT count(*) FROM impersonate.active')" -eq "$sessions" ] && break

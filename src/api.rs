@@ -4,7 +4,7 @@ use crate::audit::{self, Event, Kind};
 use crate::pg::guc::{name_bytes, name_cstring, name_of, Refusal};
 use crate::pg::role_lock::Switching;
 use crate::pg::roles::Catalogs;
-use crate::pg::{active, identity, portal, rights};
+use crate::pg::{active, changes, identity, portal, rights};
 use crate::session::{self, Cause, Switch};
 use crate::{grants, guard, settings, statements, trail};
 use impersonate_policy as policy;
@@ -156,11 +156,10 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
     let call = call(Some(request.target));
     let space = session::make_ready(request.local, request.reason, &call);
     let switching = Switching::begin();
-    guard::begin_to_judge();
+    let seen = changes::look();
     let role = named(request.target);
     let Some(role) = role else {
         switching.done();
-        guard::not_started();
         audit::release(space);
         deny_nobody(key, request)
     };
@@ -169,12 +168,12 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
     let verdict = guard::judge(&catalogs, impersonator, role, session::via(), rules);
     if let Some(refusal) = refused(&catalogs, &verdict) {
         switching.done();
-        guard::not_started();
         audit::release(space);
         deny(key, Some(request.target), &refusal, request.reason);
     }
     let switch = Switch {
         switching,
+        seen,
         rights: guard::for_others(&catalogs, impersonator, role, rules),
         rules,
         impersonator,

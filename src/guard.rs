@@ -84,6 +84,16 @@ pub fn for_others(catalogs: &Catalogs, impersonator: Oid, target: Oid, rules: Ru
 
 /// Judges a state in a world: its roles must be there, and the criteria met.
 fn broken(world: &dyn World, reaches: &Reaches, state: &TargetState, rules: Rules) -> Option<Broken> {
+    judged(world, reaches, state, rules, &[])
+}
+
+fn judged(
+    world: &dyn World,
+    reaches: &Reaches,
+    state: &TargetState,
+    rules: Rules,
+    but: &[policy::Criterion],
+) -> Option<Broken> {
     for (role, name) in [
         (state.impersonator, &state.impersonator_name),
         (state.target, &state.target_name),
@@ -97,11 +107,28 @@ fn broken(world: &dyn World, reaches: &Reaches, state: &TargetState, rules: Rule
     }
     let via = (state.via != Oid::INVALID).then_some(state.via);
     let verdict = judge_with(world, reaches, state.impersonator, state.target, via, rules);
-    let failed = verdict.first_failed()?.render(world);
+    let mut conditions = verdict.conditions.iter();
+    let failed = conditions.find(|condition| !condition.ok && !but.contains(&condition.criterion))?;
+    let failed = failed.render(world);
     Some(Broken {
         criterion: failed.criterion,
         sentence: failed.sentence,
     })
+}
+
+/// As [`broken`], where rights cannot be read and are known to be as they were: what they decide is left out.
+fn broken_but_for_rights(world: &dyn World, reaches: &Reaches, state: &TargetState) -> Option<Broken> {
+    let rules = Rules {
+        full: false,
+        ..state.rules
+    };
+    judged(
+        world,
+        reaches,
+        state,
+        rules,
+        &[policy::Criterion::A1, policy::Criterion::A5],
+    )
 }
 
 /// E5: judges this session's own impersonation again; what others need to know of its rights, or what is amiss.
@@ -172,7 +199,8 @@ impl Judge {
                 Known::Reach(reach)
                     if reach == remote::reach(catalogs, role_id(state.impersonator), role_id(state.target)) =>
                 {
-                    None
+                    // Its rights are what they were; what else counts is the cluster's.
+                    broken_but_for_rights(catalogs, reaches, state)
                 }
                 Known::Reach(_) => Some(Broken {
                     criterion: "A1",
@@ -470,14 +498,4 @@ pub fn may_terminate(pid: i32) -> Result<(), &'static str> {
         return Err("Only a superuser may end a superuser's connection.");
     }
     Ok(())
-}
-
-/// The impersonation that starts now is judged by what is read now.
-pub fn begin_to_judge() {
-    changes::seen();
-}
-
-/// It doesn't start: the one in force, if there is one, was not judged by that.
-pub fn not_started() {
-    changes::mark();
 }

@@ -66,6 +66,8 @@ struct Session {
     restoring: Cell<Option<JudgedFor>>,
     /// How the transaction, or the part of it whose settings are being popped, ended.
     ending: Cell<TransactionEnd>,
+    /// When the target of an impersonation expires, where that was read again after it began.
+    expires: Cell<([u8; 16], pgrx::pg_sys::TimestampTz)>,
     /// An impersonation that lost its session user: it doesn't come back if that user does.
     dead: Cell<[u8; 16]>,
     /// The impersonation of before this transaction, ended or switched over in it: a ROLLBACK brings it back.
@@ -147,6 +149,7 @@ thread_local! {
             changing: Cell::new(false),
             restoring: Cell::new(None),
             ending: Cell::new(TransactionEnd::Commit),
+            expires: Cell::new(([0; 16], 0)),
             dead: Cell::new([0; 16]),
             may_come_back: Cell::new(None),
             before: RefCell::new(Vec::new()),
@@ -315,19 +318,39 @@ pub fn check() {
     );
 }
 
+/// When the target expires, the end of time if that doesn't matter.
+fn end_of(target: Oid, rules: guc::Rules) -> pgrx::pg_sys::TimestampTz {
+    if rules.require_login {
+        crate::pg::roles::valid_until(target)
+    } else {
+        pgrx::pg_sys::TimestampTz::MAX
+    }
+}
+
+/// As [`end_of`], as it was when this impersonation was last judged.
+fn expires(state: &TargetState) -> pgrx::pg_sys::TimestampTz {
+    let (id, read_again) = SESSION.with(|session| session.expires.get());
+    if id == state.id {
+        read_again
+    } else {
+        state.valid_until
+    }
+}
+
 /// E5: whatever changed under the impersonation, by whatever path, it is judged again before the next statement.
 fn stand_up_to(state: &TargetState) {
     if !identity::in_transaction() {
         return;
     }
-    let expired =
-        state.valid_until != pgrx::pg_sys::TimestampTz::MAX && state.valid_until < leftovers::statement_start();
+    let expired = expires(state) < leftovers::statement_start();
     if !changes::any(state.rules.full) && !expired {
         return;
     }
-    changes::seen();
+    let seen = changes::look();
     match guard::judge_own(state) {
         Ok(rights) => {
+            seen.settle();
+            SESSION.with(|session| session.expires.set((state.id, end_of(state.target, state.rules))));
             if let Some(before) = before(state) {
                 before.rights.set(rights);
             }
@@ -492,6 +515,8 @@ fn tell_return(state: &TargetState, cause: Cause) {
 pub struct Switch<'a> {
     /// Keeps roles from changing between the judgement and the table of active impersonations.
     pub switching: Switching,
+    /// Changes from before it was judged.
+    pub seen: changes::Seen,
     /// What sessions of other databases need to judge it again.
     pub rights: Note,
     pub rules: guc::Rules,
@@ -550,11 +575,7 @@ pub fn start(switch: Switch, space: usize) -> Name {
         grant_id: switch.grant_id.unwrap_or(0),
         since: leftovers::statement_start(),
         rules: switch.rules,
-        valid_until: if switch.rules.require_login {
-            crate::pg::roles::valid_until(switch.target)
-        } else {
-            pgrx::pg_sys::TimestampTz::MAX
-        },
+        valid_until: end_of(switch.target, switch.rules),
         impersonator_name: name_of(&impersonator_name),
         target_name: name_of(&target_name),
         cookie: switch.cookie,
@@ -582,6 +603,7 @@ pub fn start(switch: Switch, space: usize) -> Name {
         session.told.set(Some(Rc::new(state)));
         session.changing.set(true);
         publish(Slot::InForce, &state, identity::now(), &switch.rights);
+        switch.seen.settle();
         switch.switching.done();
         trampoline::watch(true);
         crate::audit::wait_stored(sequence);

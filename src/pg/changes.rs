@@ -14,13 +14,28 @@ struct Process<T>(Cell<T>);
 // SAFETY: a backend has one thread that runs this code.
 unsafe impl<T> Sync for Process<T> {}
 
-/// Something changed that only A6 asks about, and only in part: an object of this database.
-static OBJECTS: Process<bool> = Process(Cell::new(false));
+/// Changes so far of what only A6 asks about, and only in part: objects of this database.
+static OBJECTS: Process<u64> = Process(Cell::new(0));
 /// This session made or altered an object, while somebody was judged by objects.
 static MADE: Process<bool> = Process(Cell::new(false));
-static CHANGED: Process<bool> = Process(Cell::new(false));
+/// Changes so far of what every criterion asks about.
+static CHANGED: Process<u64> = Process(Cell::new(0));
+/// Both counts, as of when what is in force was judged.
+static SEEN: Process<Seen> = Process(Cell::new(Seen { changed: 0, objects: 0 }));
 /// The rights table of this database, once it is known; its changes count.
 static RIGHTS: Process<Oid> = Process(Cell::new(Oid::INVALID));
+
+/// The changes that came before something was read; see [`look`].
+#[derive(Clone, Copy)]
+#[must_use]
+pub struct Seen {
+    changed: u64,
+    objects: u64,
+}
+
+fn count(changes: &Process<u64>) {
+    changes.0.set(changes.0.get().wrapping_add(1));
+}
 
 /// Asks for invalidations. In the postmaster, while libraries are preloaded.
 pub fn install() {
@@ -48,27 +63,28 @@ pub fn install() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn catalog_changed(_arg: Datum, _cache: c_int, _hash: u32) {
-    CHANGED.0.set(true);
+    count(&CHANGED);
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn object_changed(_arg: Datum, _cache: c_int, _hash: u32) {
-    OBJECTS.0.set(true);
+    count(&OBJECTS);
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_arg: Datum, relation: Oid) {
-    OBJECTS.0.set(true);
+    count(&OBJECTS);
     if relation == Oid::INVALID || relation == RIGHTS.0.get() {
-        CHANGED.0.set(true);
+        count(&CHANGED);
     }
 }
 
-/// Whether anything changed since this was last asked. Takes in what other sessions sent. In a transaction.
+/// Whether anything changed since what is in force was judged. Takes in what other sessions sent. In a transaction.
 pub fn any(objects_too: bool) -> bool {
     // SAFETY: in a transaction, where the server itself does it at each lock.
     unsafe { pg_sys::AcceptInvalidationMessages() };
-    CHANGED.0.get() || (objects_too && OBJECTS.0.get())
+    let seen = SEEN.0.get();
+    CHANGED.0.get() != seen.changed || (objects_too && OBJECTS.0.get() != seen.objects)
 }
 
 /// This session makes or alters an object. What comes of it is judged at the end of the statement or, at the latest,
@@ -85,16 +101,21 @@ pub fn made_object() -> bool {
     MADE.0.replace(false)
 }
 
-/// As if something had changed: what was read meanwhile is not what is in force.
-pub fn mark() {
-    CHANGED.0.set(true);
-}
-
-/// What is read from here on counts as seen. To be called before it is read.
-pub fn seen() {
+/// To be called before something is judged, and [`Seen::settle`] when that is in force: a judgement that is cut short,
+/// by a timeout say, has seen nothing.
+pub fn look() -> Seen {
     RIGHTS
         .0
         .set(rights::extension_table(c"set_user_grant").unwrap_or(Oid::INVALID));
-    CHANGED.0.set(false);
-    OBJECTS.0.set(false);
+    Seen {
+        changed: CHANGED.0.get(),
+        objects: OBJECTS.0.get(),
+    }
+}
+
+impl Seen {
+    /// What was judged since [`look`] is in force.
+    pub fn settle(self) {
+        SEEN.0.set(self);
+    }
 }

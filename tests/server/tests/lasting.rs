@@ -7,6 +7,7 @@ use impersonate_server_tests::raw::{error_in, Message, RawClient};
 use impersonate_server_tests::{fails, unique, wait_until, within, Cluster, ServerError};
 use postgres::Client;
 use stage::{Session, Stage};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Runs a statement as a superuser: what it fails with.
@@ -322,6 +323,15 @@ fn e2_rights_that_other_databases_cannot_be_told_are_not_put_at_risk_from_there(
     let error = change_in(&mut elsewhere, &stage, &format!("GRANT {spare} TO <imp>")).unwrap_err();
     says_it_all(&stage, &session, "A1", &error);
     change_in(&mut elsewhere, &stage, &format!("CREATE ROLE {spare}_x ROLE {spare}")).unwrap();
+    // What is no matter of rights is judged from there as ever.
+    for (criterion, sql) in [
+        ("A4", "ALTER ROLE <bob> CREATEDB"),
+        ("S5", "ALTER ROLE <bob> NOLOGIN"),
+        ("A4", "GRANT SET ON PARAMETER log_statement TO <bob>"),
+    ] {
+        let error = change_in(&mut elsewhere, &stage, sql).expect_err(sql);
+        says_it_all(&stage, &session, criterion, &error);
+    }
     // From its own database the same is no matter.
     accepted(&stage, &mut session, &format!("GRANT {spare} TO <imp>"));
 }
@@ -513,6 +523,19 @@ fn e3_the_wait_is_bounded() {
 
 // ----------------------------------------------------------------------------------------------- bypassing statements (E5) ---
 
+/// For tests that bring impersonations into breach by what bypasses statements. One at a time, and where no other test
+/// changes roles: a breach that comes about while a statement runs passes for that statement's.
+fn breached() -> (Stage, MutexGuard<'static, ()>) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    static PLACE: OnceLock<(&'static Cluster, String)> = OnceLock::new();
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (cluster, database) = PLACE.get_or_init(|| {
+        let cluster = stage::lasting(Cluster::start_new());
+        (cluster, cluster.database("breached").name.clone())
+    });
+    (Stage::in_cluster(cluster, database), alone)
+}
+
 /// The next statement ends the connection, with the reason.
 #[track_caller]
 fn ends_at_next(stage: &Stage, session: &mut Session, criterion: &str) {
@@ -556,7 +579,7 @@ fn e5_a_catalog_edited_by_hand_is_caught_before_the_next_statement() {
         ("A1", "DELETE FROM pg_shseclabel WHERE objoid = '<imp>'::regrole; UPDATE pg_authid SET rolconnlimit = 7 WHERE rolname = '<imp>'"),
     ] {
         for block in ["", "BEGIN"] {
-            let stage = Stage::new();
+            let (stage, _alone) = breached();
             let mut session = stage.session();
             session.become_role("bob");
             if !block.is_empty() {
@@ -574,7 +597,7 @@ fn e5_a_catalog_edited_by_hand_is_caught_before_the_next_statement() {
 /// What others broke by hand is theirs to answer for.
 #[test]
 fn e5_an_impersonation_that_is_in_breach_already_stands_in_nobodys_way() {
-    let stage = Stage::new();
+    let (stage, _alone) = breached();
     let (mut session, mut other) = (stage.session(), stage.session());
     session.become_role("bob");
     other.become_role("carol");
@@ -597,7 +620,7 @@ fn e5_an_impersonation_that_is_in_breach_already_stands_in_nobodys_way() {
 
 #[test]
 fn e5_an_expiring_target_is_caught_before_the_next_statement() {
-    let stage = Stage::new();
+    let (stage, _alone) = breached();
     stage.admin("DO $$ BEGIN EXECUTE format('ALTER ROLE <bob> VALID UNTIL %L', clock_timestamp() + '2 s'); END $$");
     let mut session = stage.session();
     session.become_role("bob");
@@ -607,8 +630,47 @@ fn e5_an_expiring_target_is_caught_before_the_next_statement() {
 }
 
 #[test]
+fn e5_an_end_that_the_target_is_given_meanwhile_counts() {
+    let (stage, _alone) = breached();
+    let mut session = stage.session();
+    session.become_role("bob");
+    stage.admin("DO $$ BEGIN EXECUTE format('ALTER ROLE <bob> VALID UNTIL %L', clock_timestamp() + '2 s'); END $$");
+    session.is("bob");
+    std::thread::sleep(Duration::from_millis(2100));
+    ends_at_next(&stage, &mut session, "S5");
+}
+
+/// Judging takes time, and whoever impersonates says how much a statement may take.
+#[test]
+fn e5_a_judgement_that_is_cut_short_is_made_up_for() {
+    let (stage, _alone) = breached();
+    for statement in ["SELECT 1", "SELECT setuser('<carol>')"] {
+        let mut session = stage.session();
+        session.become_role("bob");
+        session.ok("SET statement_timeout = '300 ms'");
+        let mut keeper = superuser(&stage, stage.database());
+        keeper
+            .batch_execute("BEGIN; LOCK TABLE impersonate.set_user_grant IN ACCESS EXCLUSIVE MODE")
+            .unwrap();
+        change(
+            &stage,
+            "UPDATE pg_authid SET rolcreatedb = true WHERE rolname = '<bob>'",
+        )
+        .unwrap();
+        session.fails("57014", statement);
+        keeper.batch_execute("ROLLBACK").unwrap();
+        ends_at_next(&stage, &mut session, "A4");
+        change(
+            &stage,
+            "UPDATE pg_authid SET rolcreatedb = false WHERE rolname = '<bob>'",
+        )
+        .unwrap();
+    }
+}
+
+#[test]
 fn e5_what_keeps_the_criteria_is_judged_and_goes_on() {
-    let stage = Stage::new();
+    let (stage, _alone) = breached();
     let mut session = stage.session();
     session.become_role("bob");
     let judged = |stage: &Stage| stage.look("SELECT judged_at::text FROM impersonate.active WHERE target = '<bob>'");
@@ -620,7 +682,7 @@ fn e5_what_keeps_the_criteria_is_judged_and_goes_on() {
 
 #[test]
 fn e5_a_failed_block_can_be_left() {
-    let stage = Stage::new();
+    let (stage, _alone) = breached();
     let mut session = stage.session();
     session.become_role("bob");
     session.ok("BEGIN");
@@ -856,7 +918,7 @@ fn e2_with_full_another_database_may_not_take_what_might_matter() {
 
 #[test]
 fn e5_with_full_objects_changed_by_hand_end_it_and_block_nobody() {
-    let stage = Stage::alone();
+    let (stage, _alone) = breached();
     stage.admin("CREATE TABLE <s>.t (); GRANT SELECT ON <s>.t TO <imp>; GRANT SELECT ON <s>.t TO <bob>");
     let mut session = judged_in_full(&stage);
     change(&stage, "UPDATE pg_class SET relacl = NULL WHERE relname = 't'").unwrap();

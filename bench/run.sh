@@ -1,24 +1,43 @@
 #!/usr/bin/env bash
 # What impersonation costs, side by side in one run: medians of interleaved rounds, and their ratios. Asserts nothing
-# about time. Five minutes as it stands.
+# about time. A quarter of an hour as it stands.
 #
 # ROUNDS         rounds of the throughput tests (5)
-# SECONDS_EACH   seconds that each of them runs (5)
+# SECONDS_EACH   seconds that each of them runs (3)
 # SCALE          pgbench's scale (5)
+# PARTS          "throughput writer roles": only these
+#
+# The peers are Debian's pgaudit and set_user for this major, fetched into .tools and loaded from there. Without them
+# their lines are left out.
 set -euo pipefail
 . "$(dirname "$0")/../scripts/lib.sh"
 cd "$root"
 
 ROUNDS=${ROUNDS:-5}
-SECONDS_EACH=${SECONDS_EACH:-5}
+SECONDS_EACH=${SECONDS_EACH:-3}
 SCALE=${SCALE:-5}
+PARTS=${PARTS:-throughput writer roles}
+wanted() { [[ " $PARTS " == *" $1 "* ]]; }
 
 begun=$(clock)
 use_postgres
 step "building in release mode" scripts/install.sh --pg-config "$pg_config"
 scratch=$(mktemp -d)
-# So large that all is in memory: 16 MB for each of pgbench's scale.
-printf 'shared_buffers = %dMB\nmax_connections = 600\n' $((128 + 64 * SCALE)) >"$scratch/settings"
+# So large that all is in memory: 16 MB for each of pgbench's scale. All run with the same settings, an fsync for each
+# commit as in earnest, and what goes to the server log through the collector, where pgaudit has all that it writes.
+cat >"$scratch/settings" <<CONF
+shared_buffers = $((128 + 64 * SCALE))MB
+max_connections = 600
+fsync = on
+full_page_writes = on
+checkpoint_timeout = 1h
+max_wal_size = 4GB
+logging_collector = on
+log_directory = 'collected'
+log_rotation_age = 0
+log_rotation_size = 0
+pgaudit.log = 'all'
+CONF
 cluster_create "$scratch/settings"
 
 # ------------------------------------------------------------------------------------------------------- the cluster ---
@@ -29,7 +48,10 @@ start_with() {
     cluster_start
 }
 
-stop() { (cd "$cluster" && as_server "$bindir/pg_ctl" -D "$cluster/data" -m fast -w stop >/dev/null); }
+stop() {
+    (cd "$cluster" && as_server "$bindir/pg_ctl" -D "$cluster/data" -m fast -w stop >/dev/null)
+    rm -rf "$cluster/data/collected"
+}
 
 # Table and index into shared buffers, which a sequential scan would not do.
 warm_up() {
@@ -37,14 +59,32 @@ warm_up() {
         -c 'SELECT sum(abalance) FROM pgbench_accounts WHERE aid > 0'
 }
 
+# peer NAME: the path of its library, or nothing.
+peer() {
+    local folder
+    (PG=$(major_of "$pg_config") && "$root/scripts/fetch-tools.sh" "postgresql-$PG-${1/_/-}") >&2 || true
+    folder=$(readlink -m "$root/.tools")/postgresql-$(major_of "$pg_config")-${1/_/-}
+    find "$folder" -name "$1.so" 2>/dev/null | head -1
+}
+pgaudit=
+set_user=
+if wanted throughput; then
+    pgaudit=$(peer pgaudit)
+    set_user=$(peer set_user)
+fi
+
 start_with impersonate
 step "making a database of pgbench, scale $SCALE" "$bindir/pgbench" -q -i -s "$SCALE"
 run_psql -q <<'SQL'
 CREATE EXTENSION impersonate;
 CREATE ROLE bob LOGIN;
 CREATE ROLE anna LOGIN IN ROLE bob;
-GRANT SELECT ON ALL TABLES IN SCHEMA public TO bob, anna;
+GRANT ALL ON ALL TABLES IN SCHEMA public TO bob, anna;
 GRANT "SET USER" (bob) TO anna;
+SQL
+# By the path, as nothing is installed; beyond that it is what CREATE EXTENSION makes.
+[ -z "$set_user" ] || run_psql -q <<SQL
+CREATE FUNCTION public.set_user(text) RETURNS text LANGUAGE c AS '$set_user', 'set_user';
 SQL
 stop
 
@@ -75,91 +115,20 @@ ratio() {
 
 # ------------------------------------------------------------------------------------------------------- throughput ---
 
-# Each client's first transaction makes it who it is to be; nothing else differs.
+# script NAME STATEMENT: the load NAME_select and NAME_tpcb. Each client's first transaction makes it who it is to be;
+# nothing else differs.
 script() {
-    cat >"$scratch/$1.sql" <<SQL
+    tee "$scratch/$1_select.sql" >"$scratch/$1_tpcb.sql" <<SQL
 \\if :began = 0
 $2;
 \\set began 1
 \\endif
 \\set aid random(1, 100000 * :scale)
+SQL
+    cat >>"$scratch/$1_select.sql" <<SQL
 SELECT abalance FROM pgbench_accounts WHERE aid = :aid;
 SQL
-}
-script nothing 'SELECT 1'
-script set_role 'SET ROLE bob'
-script setuser "SELECT setuser('bob')"
-transactions=0
-
-# throughput NAME SCRIPT
-throughput() {
-    local clients
-    for clients in 1 8; do
-        run_script "$2" -M prepared -c "$clients" -j "$clients" -T "$SECONDS_EACH"
-        record "$1.$clients" "$(found tps)"
-        if [ "$2" = setuser ]; then
-            transactions=$((transactions + $(found 'number of transactions actually processed')))
-            # What is still queued is stored now, rather than during the next measurement.
-            run_psql -q -o /dev/null -c 'SELECT impersonate.audit_sync()'
-        fi
-    done
-}
-without() {
-    start_with ''
-    warm_up
-    throughput without nothing
-    stop
-}
-with() {
-    start_with impersonate
-    warm_up
-    for kind in "$@"; do
-        case $kind in
-            idle) throughput idle nothing ;;
-            *) throughput "$kind" "$kind" ;;
-        esac
-    done
-    stop
-}
-# There and back, so that nothing is always first.
-for round in $(seq "$ROUNDS"); do
-    start=$(clock)
-    if ((round % 2)); then
-        without
-        with idle set_role setuser
-    else
-        with setuser set_role idle
-        without
-    fi
-    say "  round $round of $ROUNDS ... $(since "$start")"
-done
-
-say ""
-say "$("$bindir/postgres" --version), $(date +%F)"
-say "$(nproc) cores, $(sed -nE 's/^model name\s*: //p' /proc/cpuinfo | head -n 1)," \
-    "$(awk '/^MemTotal/ { printf "%d", $2 / 1048576 + 0.5 }' /proc/meminfo) GB, load $(cut -d ' ' -f 1-3 /proc/loadavg)"
-say ""
-say "pgbench select-only, prepared, scale $SCALE: tps, and ratios within a round; medians of $ROUNDS rounds of $SECONDS_EACH s each"
-printf '%-46s %9s %6s %10s %6s   %s\n' "" "1 client" "ratio" "8 clients" "ratio" "to"
-row() {
-    printf '%-46s %9s %6s %10s %6s   %s\n' "$1" "$(whole "$2.1")" "$(ratio "$2.1" "$3.1")" \
-        "$(whole "$2.8")" "$(ratio "$2.8" "$3.8")" "$4"
-}
-row "without the library" without without ""
-row "preloaded and idle" idle without "without"
-row "as the target by SET ROLE" set_role idle "idle"
-row "as the target by setuser(), audited" setuser set_role "SET ROLE"
-
-# -------------------------------------------------------------------------------------------------------------- waits ---
-
-# pgbench's TPC-B, with an fsync for each commit as in earnest, and what waits for the audit.
-tpcb() {
-    cat >"$scratch/$1.sql" <<SQL
-\\if :began = 0
-$2;
-\\set began 1
-\\endif
-\\set aid random(1, 100000 * :scale)
+    cat >>"$scratch/$1_tpcb.sql" <<SQL
 \\set bid random(1, 1 * :scale)
 \\set tid random(1, 10 * :scale)
 \\set delta random(-5000, 5000)
@@ -172,47 +141,177 @@ INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (:tid, :bid, :a
 END;
 SQL
 }
-tpcb tpcb_role 'SET ROLE bob'
-tpcb tpcb_setuser "SELECT setuser('bob')"
-# wait_for NAME SCRIPT WAIT
-wait_for() {
-    local clients
-    run_psql -q -c "ALTER ROLE anna SET impersonate.audit_wait = '$3'"
-    for clients in 1 8; do
-        run_script "$2" -M prepared -c "$clients" -j "$clients" -T "$SECONDS_EACH"
-        record "tpcb_$1.$clients" "$(found tps)"
-        run_psql -q -o /dev/null -c 'SELECT impersonate.audit_sync()'
+script nothing 'SELECT 1'
+script set_role 'SET ROLE bob'
+script setuser "SELECT setuser('bob')"
+script set_user "SELECT public.set_user('bob')"
+
+selected=0
+# measure NAME SCRIPT LOAD...: with one client and with eight.
+measure() {
+    local name=$1 kind=$2 clients load
+    shift 2
+    for load; do
+        for clients in 1 8; do
+            run_script "${kind}_$load" -M prepared -c "$clients" -j "$clients" -T "$SECONDS_EACH"
+            record "$load.$name.$clients" "$(found tps)"
+            if [ "$kind" = setuser ]; then
+                [ "$load" = tpcb ] ||
+                    selected=$((selected + $(found 'number of transactions actually processed')))
+                # What is still queued is stored now, rather than during the next measurement.
+                run_psql -q -o /dev/null -c 'SELECT impersonate.audit_sync()'
+            fi
+        done
     done
 }
-printf "fsync = on\nfull_page_writes = on\n" >>"$cluster/data/postgresql.conf"
-start_with impersonate
-run_psql -q -c 'GRANT ALL ON ALL TABLES IN SCHEMA public TO bob, anna'
-for round in $(seq "$ROUNDS"); do
-    order=(role off commit flush)
-    ((round % 2)) || order=(flush commit off role)
-    for kind in "${order[@]}"; do
-        case $kind in
-            role) wait_for role tpcb_role off ;;
-            *) wait_for "$kind" tpcb_setuser "$kind" ;;
+
+# served LIBRARIES NAME...: what is measured under one server.
+served() {
+    local name
+    start_with "$1"
+    shift
+    warm_up
+    run_psql -q -c 'TRUNCATE pgbench_history' -c 'VACUUM pgbench_branches, pgbench_tellers'
+    for name; do
+        case $name in
+            without | idle) measure "$name" nothing select ;;
+            role | pgaudit) measure "$name" set_role select tpcb ;;
+            off | commit | flush)
+                run_psql -q -c "ALTER ROLE anna SET impersonate.audit_wait = '$name'"
+                measure "$name" setuser select tpcb
+                run_psql -q -c 'ALTER ROLE anna RESET impersonate.audit_wait'
+                ;;
+            set_user | both) measure "$name" set_user select tpcb ;;
         esac
     done
-done
-run_psql -q -c 'ALTER ROLE anna RESET impersonate.audit_wait'
-stop
+    stop
+}
+without() { served '' "$@"; }
+ours() { served impersonate "$@"; }
+pgaudit() { [ -z "$pgaudit" ] || served "$pgaudit" pgaudit; }
+set_user() { [ -z "$set_user" ] || served "$set_user" set_user; }
+both() { [ -z "$pgaudit" ] || [ -z "$set_user" ] || served "$set_user, $pgaudit" both; }
+
+row() {
+    if [ ! -f "$scratch/$2.1.values" ]; then
+        printf '%-46s %9s\n' "$1" "not here"
+        return
+    fi
+    printf '%-46s %9s %6s %10s %6s   %s\n' "$1" "$(whole "$2.1")" "$(ratio "$2.1" "$3.1")" \
+        "$(whole "$2.8")" "$(ratio "$2.8" "$3.8")" "$4"
+}
+
+rows() {
+    printf '%-46s %9s %6s %10s %6s   %s\n' "" "1 client" "ratio" "8 clients" "ratio" "to"
+    if [ "$1" = select ]; then
+        row "without the library" "$1.without" "$1.without" ""
+        row "preloaded and idle" "$1.idle" "$1.without" "without"
+    fi
+    row "SET ROLE, no library, no audit" "$1.role" "$1.role" ""
+    for wait in off commit flush; do
+        row "setuser(), audit_wait = $wait" "$1.$wait" "$1.role" "SET ROLE"
+    done
+    row "SET ROLE, pgaudit of all classes" "$1.pgaudit" "$1.role" "SET ROLE"
+    row "set_user(), which audits the switch alone" "$1.set_user" "$1.role" "SET ROLE"
+    row "set_user() and pgaudit" "$1.both" "$1.role" "SET ROLE"
+    [ ! -f "$scratch/$1.both.1.values" ] || row "setuser(), audit_wait = commit" "$1.commit" "$1.both" "set_user() and pgaudit"
+}
+
 say ""
-say "pgbench TPC-B of seven statements, prepared, fsync on: tps; medians of $ROUNDS rounds of $SECONDS_EACH s each"
-printf '%-46s %9s %6s %10s %6s   %s\n' "" "1 client" "ratio" "8 clients" "ratio" "to"
-row "as the target by SET ROLE" tpcb_role tpcb_role ""
-for kind in off commit flush; do
-    row "by setuser(), audit_wait = $kind" "tpcb_$kind" tpcb_role "SET ROLE"
-done
+say "$("$bindir/postgres" --version), $(date +%F)"
+say "$(nproc) cores, $(sed -nE 's/^model name\s*: //p' /proc/cpuinfo | head -n 1)," \
+    "$(awk '/^MemTotal/ { printf "%d", $2 / 1048576 + 0.5 }' /proc/meminfo) GB, load $(cut -d ' ' -f 1-3 /proc/loadavg)"
+
+if wanted throughput; then
+    # There and back, so that nothing is always first.
+    for round in $(seq "$ROUNDS"); do
+        start=$(clock)
+        if ((round % 2)); then
+            without without role
+            ours idle off commit flush
+            pgaudit
+            set_user
+            both
+        else
+            both
+            set_user
+            pgaudit
+            ours flush commit off idle
+            without role without
+        fi
+        say "  round $round of $ROUNDS ... $(since "$start")"
+    done
+    start_with impersonate
+    stored=$(run_psql -qAt -c "SELECT count(*) FROM impersonate.audit
+        WHERE event = 'STATEMENT' AND command_tag = 'SELECT' AND row_count = 1 AND statement !~ 'setuser'")
+    stop
+    [ "$stored" -ge "$selected" ] || die "$stored statements are on record of $selected made under setuser()"
+
+    say ""
+    say "pgbench select-only, prepared, scale $SCALE: tps, and ratios within a round; medians of $ROUNDS rounds of $SECONDS_EACH s each"
+    rows select
+    say ""
+    say "pgbench TPC-B of seven statements, prepared: tps, likewise"
+    rows tpcb
+fi
+
+# ------------------------------------------------------------------------------------------------------- the writer ---
+
+# The table is locked, so that events pile up in the queue; then it is let go, and the time until all are stored counts.
+if wanted writer; then
+    printf 'impersonate.audit_queue_size = 64MB\n' >>"$cluster/data/postgresql.conf"
+    start_with impersonate
+    run_psql -q -c "ALTER ROLE anna SET impersonate.audit_wait = 'off'"
+    cat >"$scratch/fill.sql" <<'SQL'
+\if :began = 0
+SELECT setuser('bob');
+\sleep 2 s
+\set began 1
+\endif
+\set aid random(1, 100000 * :scale)
+SELECT abalance FROM pgbench_accounts WHERE aid = :aid;
+SQL
+    # The sessions impersonate before the lock, as a switch waits until it is on record.
+    cat >"$scratch/fill" <<SH
+"$bindir/pgbench" -n -U anna -f "$scratch/fill.sql" -D began=0 -D scale=$SCALE -M prepared -c 4 -j 2 -t 25000 \\
+    >"$scratch/output" 2>&1 &
+echo \$! >"$scratch/filler"
+sleep 1
+SH
+    for _ in $(seq "$ROUNDS"); do
+        run_psql -qAt -v scratch="$scratch" >"$scratch/drained" <<'SQL'
+\setenv scratch :scratch
+\! sh "$scratch/fill"
+SELECT impersonate.audit_sync() \g /dev/null
+BEGIN;
+LOCK TABLE impersonate.audit IN SHARE ROW EXCLUSIVE MODE;
+SELECT coalesce(max(event_id), 0) AS before FROM impersonate.audit \gset
+\! while [ -d "/proc/$(cat "$scratch/filler")" ]; do sleep 0.05; done
+SELECT extract(epoch FROM clock_timestamp()) AS began \gset
+COMMIT;
+SELECT impersonate.audit_sync() \g /dev/null
+SELECT extract(epoch FROM clock_timestamp()) - :began AS took \gset
+SELECT round((max(event_id) - :before) / :took) || '|' || max(event_id) - :before FROM impersonate.audit;
+SQL
+        ! grep -qE 'ERROR|aborted' "$scratch/output" || die "the queue was not filled" "$(cat "$scratch/output")"
+        record writer "$(cut -d '|' -f 1 "$scratch/drained")"
+        record writer_events "$(cut -d '|' -f 2 "$scratch/drained")"
+    done
+    [ "$(whole writer_events)" -ge 100000 ] || die "only $(whole writer_events) events were in the queue"
+    run_psql -q -c 'ALTER ROLE anna RESET impersonate.audit_wait'
+    stop
+    say ""
+    say "The writer, from a queue of $(whole writer_events) events: $(whole writer) events a second"
+fi
 
 # ----------------------------------------------------------------------------------------------------------- switches ---
 
+if ! wanted roles; then
+    say "$(since "$begun") in all"
+    exit
+fi
+printf 'fsync = off\n' >>"$cluster/data/postgresql.conf"
 start_with impersonate
-stored=$(run_psql -qAt -c "SELECT count(*) FROM impersonate.audit WHERE event = 'STATEMENT' AND statement ~ 'abalance'")
-say "  ($stored statements on record of $transactions made under setuser())"
-
 printf 'SELECT setuser(%s);\nSELECT setuser();\n' "'bob'" >"$scratch/pair_setuser.sql"
 printf 'SET ROLE bob;\nRESET ROLE;\n' >"$scratch/pair_set_role.sql"
 for _ in $(seq "$ROUNDS"); do

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# fetch-tools.sh NAME...: programs of others that tests use, such as pgbouncer. Does only what is missing.
+# fetch-tools.sh NAME...: programs of others that tests use, such as pgbouncer, and libraries for the server that are
+# measured beside ours, such as postgresql-15-pgaudit. Does only what is missing.
 #
 # Each is Debian's package, unpacked into .tools/NAME together with the libraries that this machine lacks; nothing is
-# installed. .tools/NAME/run starts it. Where there is no apt-get, what is in the PATH must do.
+# installed. .tools/NAME/run starts a program. Where there is no apt-get, what is in the PATH must do. A library for the
+# server stays in .tools/NAME, with its scripts: it is loaded by its path.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -29,7 +31,15 @@ unpack() {
     done
 }
 
-program() { find "$1/usr/bin" "$1/usr/sbin" -type f -name "$name" 2>/dev/null | head -1; }
+is_library() { [[ $name == postgresql-* ]]; }
+
+program() {
+    if is_library; then
+        find "$1/usr/lib/postgresql" -type f -name '*.so' | head -1
+    else
+        find "$1/usr/bin" "$1/usr/sbin" -type f -name "$name" 2>/dev/null | head -1
+    fi
+}
 
 # Not by a pipe to grep -q, which leaves early: with pipefail the broken pipe would count as "nothing is lacking".
 lacks_libraries() {
@@ -56,6 +66,20 @@ fetch() {
         download "${names[@]}"
         unpack
     done
+    rm -rf "$new/apt" "$new/debs" "$new/etc" "$new/lib" "$new/usr/share/doc"
+    if is_library; then
+        [ -n "$(program "$new")" ] || die "$name has no library in it"
+    else
+        write_run
+        rm -rf "$new/usr/share"
+    fi
+    chmod -R go+rX "$new"
+    rm -rf "$folder"
+    mv "$new" "$folder"
+}
+
+# The script that starts the program with the libraries beside it.
+write_run() {
     cat >"$new/run" <<'RUN'
 #!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
@@ -64,10 +88,6 @@ export LD_LIBRARY_PATH
 RUN
     printf 'exec "$here%s" "$@"\n' "$(program "$new" | sed "s|^$new||")" >>"$new/run"
     chmod 755 "$new/run"
-    rm -rf "$new/apt" "$new/debs" "$new/usr/share" "$new/etc" "$new/lib"
-    chmod -R go+rX "$new"
-    rm -rf "$folder"
-    mv "$new" "$folder"
 }
 
 make_tools
@@ -76,8 +96,9 @@ flock "$lock"
 for name; do
     folder=$(readlink -f "$root/.tools")/$name
     new=$folder.new
-    [ ! -x "$folder/run" ] || continue
+    [ ! -f "$folder/fetched" ] || continue
     if ! have apt-get; then
+        ! is_library || die "$name is fetched by apt-get, which is missing here"
         PATH=$PATH:/usr/sbin have "$name" || die "$name is fetched by apt-get, which is missing here" \
             "install it so that it is in the PATH"
         continue

@@ -6,13 +6,13 @@ use crate::pg::role_lock::Switching;
 use crate::pg::roles::Catalogs;
 use crate::pg::{active, changes, identity, portal, rights};
 use crate::session::{self, Cause, Switch};
+use crate::target::{self, shown};
 use crate::{grants, guard, settings, statements, trail};
 use impersonate_policy as policy;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;
 use policy::{quote_literal, Scope, Verdict, World};
-use std::ffi::CString;
 
 /// Bytes that a reason may have: it goes with each row of its impersonation's beginning and end.
 const MAX_REASON: usize = 8192;
@@ -51,7 +51,7 @@ fn setuser(
             None,
         );
         // Nobody of that name is the better answer, if it is so.
-        if target.is_none_or(|target| named(target).is_some()) {
+        if target.is_none_or(|target| target::resolve(target).is_ok()) {
             deny(key, target, &refusal, Some(reason));
         }
     }
@@ -110,15 +110,6 @@ fn role_now() -> Vec<u8> {
     identity::role_name(identity::role_in_force()).unwrap_or_default()
 }
 
-/// Text for a message.
-fn shown(text: &[u8]) -> String {
-    // A name is no longer than 63 bytes, so this tells what there is to tell.
-    const ENOUGH: usize = 256;
-    let cut = identity::cut(text, ENOUGH);
-    let more = if cut.len() < text.len() { "..." } else { "" };
-    format!("{}{more}", String::from_utf8_lossy(cut))
-}
-
 /// The call as the audit has it: without the cookie.
 fn call(target: Option<&[u8]>) -> Vec<u8> {
     let Some(target) = target else {
@@ -150,18 +141,20 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
         );
         deny(key, Some(request.target), &refusal, request.reason);
     }
-    if named(request.target).is_none() {
-        deny_nobody(key, request);
+    if let Err(refusal) = target::resolve(request.target) {
+        deny(key, Some(request.target), &refusal, request.reason);
     }
     let call = call(Some(request.target));
     let space = session::make_ready(request.local, request.reason, &call);
     let switching = Switching::begin();
     let seen = changes::look();
-    let role = named(request.target);
-    let Some(role) = role else {
-        switching.done();
-        audit::release(space);
-        deny_nobody(key, request)
+    let role = match target::resolve(request.target) {
+        Ok(resolved) => resolved.role,
+        Err(refusal) => {
+            switching.done();
+            audit::release(space);
+            deny(key, Some(request.target), &refusal, request.reason)
+        }
     };
     let catalogs = Catalogs::default();
     let (impersonator, rules) = (identity::session_user(), guard::rules());
@@ -188,23 +181,6 @@ fn start(key: usize, request: &Request) -> Vec<u8> {
     };
     let name = session::start(switch, space);
     name_bytes(&name).to_vec()
-}
-
-fn deny_nobody(key: usize, request: &Request) -> ! {
-    let refusal = refusal(
-        PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-        format!("role \"{}\" does not exist", shown(request.target)),
-        None,
-        None,
-    );
-    deny(key, Some(request.target), &refusal, request.reason)
-}
-
-fn named(name: &[u8]) -> Option<Oid> {
-    // A longer name is no role's, though look-ups by name compare only as much as a name holds.
-    (name.len() < 64)
-        .then(|| CString::new(name).ok().and_then(|name| identity::role_named(&name)))
-        .flatten()
 }
 
 /// S6: the first criterion that isn't met, and the statement that would cure it.
@@ -252,19 +228,12 @@ fn deny(key: usize, target: Option<&[u8]>, refusal: &Refusal, reason: Option<&[u
     session::raise(refusal);
 }
 
-fn required_role(name: &[u8]) -> Oid {
-    named(name).unwrap_or_else(|| {
-        session::raise(&refusal(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            format!("role \"{}\" does not exist", shown(name)),
-            None,
-            None,
-        ));
-    })
-}
-
 fn judged(target: &[u8], impersonator: &[u8]) -> (Catalogs, Verdict) {
-    let (target, impersonator) = (required_role(target), required_role(impersonator));
+    let target = target::resolve(target)
+        .unwrap_or_else(|refusal| session::raise(&refusal))
+        .role;
+    let impersonator =
+        target::role_named(impersonator).unwrap_or_else(|| session::raise(&target::nobody(impersonator)));
     // A SET ROLE counts for the one who made it.
     let via = if impersonator == identity::session_user() {
         session::via()

@@ -11,6 +11,7 @@ mod pg;
 mod session;
 mod settings;
 mod statements;
+mod target;
 mod trail;
 
 pgrx::pg_module_magic!();

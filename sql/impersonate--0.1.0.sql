@@ -137,6 +137,15 @@ CREATE FUNCTION pg_catalog.setuser(
 COMMENT ON FUNCTION pg_catalog.setuser(text, text, boolean, text, boolean, boolean) IS
     'act as target until setuser(), or until the end of the transaction with local; returns the role now in force';
 
+CREATE PROCEDURE impersonate.impersonate_user(target text)
+    LANGUAGE c AS 'MODULE_PATHNAME', 'impersonate_user_wrapper';
+COMMENT ON PROCEDURE impersonate.impersonate_user(text) IS 'act as target, or end with NULL: setuser() as a CALL';
+
+CREATE FUNCTION impersonate.set_config(setting text, value text, is_local boolean)
+    RETURNS text LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'set_config_wrapper';
+COMMENT ON FUNCTION impersonate.set_config(text, text, boolean) IS
+    'what a client''s SELECT set_config(''impersonate.target'', ...) calls in place of pg_catalog.set_config()';
+
 CREATE FUNCTION impersonate.explain_setuser(
     target text, impersonator text DEFAULT session_user,
     OUT criterion text, OUT subject text, OUT required text, OUT held text, OUT ok boolean, OUT remedy text)

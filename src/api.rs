@@ -1,30 +1,15 @@
 //! The SQL functions: arguments in, one call, a result out.
 
-use crate::audit::{self, Event, Kind};
-use crate::pg::guc::{name_bytes, name_cstring, name_of, Refusal};
-use crate::pg::role_lock::Switching;
 use crate::pg::roles::Catalogs;
-use crate::pg::{active, changes, identity, portal, rights};
-use crate::session::{self, Cause, Switch};
-use crate::target::{self, shown};
-use crate::{grants, guard, settings, statements, trail};
+use crate::pg::{active, identity, portal, rights};
+use crate::switch::{self, refusal, Door, Request};
+use crate::target;
+use crate::{audit, grants, guard, session, statements, trail};
 use impersonate_policy as policy;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::{self, Oid};
 use pgrx::prelude::*;
-use policy::{quote_literal, Scope, Verdict, World};
-
-/// Bytes that a reason may have: it goes with each row of its impersonation's beginning and end.
-const MAX_REASON: usize = 8192;
-
-fn refusal(sqlstate: PgSqlErrorCode, message: String, detail: Option<String>, hint: Option<String>) -> Refusal {
-    Refusal {
-        sqlstate,
-        message,
-        detail,
-        hint,
-    }
-}
+use policy::{Scope, Verdict};
 
 /// `pg_catalog.setuser`: start, switch over, or end (S1 to S7).
 #[pg_extern(volatile, parallel_unsafe)]
@@ -38,56 +23,81 @@ fn setuser(
     with_settings: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Vec<u8> {
-    let key = own_statement(fcinfo);
+    let key = own_statement(fcinfo, "setuser()", "SELECT setuser('role');");
     if cookie.is_some() {
         portal::hide_in_message(policy::secrets);
     }
-    let cookie = cookie.map(statements::digest);
-    if let Some(reason) = reason.filter(|reason| reason.len() > MAX_REASON) {
-        let refusal = refusal(
-            PgSqlErrorCode::ERRCODE_STRING_DATA_RIGHT_TRUNCATION,
-            "the reason is too long".to_owned(),
-            Some(format!("It has {} bytes; {MAX_REASON} are possible.", reason.len())),
-            None,
-        );
-        // Nobody of that name is the better answer, if it is so.
-        if target.is_none_or(|target| target::resolve(target).is_ok()) {
-            deny(key, target, &refusal, Some(reason));
-        }
-    }
-    if let Err(refusal) = session::may_change(cookie.as_ref()) {
-        deny(key, target, &refusal, reason);
-    }
-    let Some(target) = target else {
-        session::end(Cause::Asked, Some("SELECT setuser()"));
-        statements::told_otherwise(key, false);
-        statements::settle();
-        return role_now();
+    let door = Door {
+        key,
+        tag: b"SELECT",
+        statement: switch::with_name("SELECT setuser(", target, ")"),
     };
     let request = Request {
         target,
         reason,
         local: local.unwrap_or(false),
-        cookie,
+        cookie: cookie.map(statements::digest),
         no_revert: no_revert.unwrap_or(false),
         with_settings: with_settings.unwrap_or(false),
     };
-    let name = start(key, &request);
-    statements::told_otherwise(key, false);
-    name
+    switch::go(&door, &request)
 }
 
-struct Request<'a> {
-    target: &'a [u8],
-    reason: Option<&'a [u8]>,
-    local: bool,
-    cookie: Option<[u8; 32]>,
-    no_revert: bool,
-    with_settings: bool,
+/// `impersonate.impersonate_user`: start or switch over, or end with NULL (D1).
+#[pg_extern(volatile, parallel_unsafe)]
+fn impersonate_user(target: Option<&[u8]>, fcinfo: pg_sys::FunctionCallInfo) {
+    require_preloading();
+    if !portal::is_clients_own_procedure(fcinfo) {
+        not_own("impersonate_user()", "CALL impersonate.impersonate_user('role');");
+    }
+    let name = target.map_or_else(|| b"NULL".to_vec(), switch::quoted);
+    let door = Door {
+        key: statements::newest_utility(),
+        tag: b"CALL",
+        statement: [b"CALL impersonate.impersonate_user(", &name[..], b")"].concat(),
+    };
+    switch::go(&door, &Request::of(target));
 }
 
-/// S4, and what must be there at all. The key of the statement that the call is.
-fn own_statement(fcinfo: pg_sys::FunctionCallInfo) -> usize {
+/// What a client's own `SELECT set_config(...)` calls where it may be about `impersonate.target` (D1; see
+/// `pg/portal.rs`). Anything else it hands on.
+#[pg_extern(volatile, parallel_unsafe)]
+fn set_config(
+    setting: Option<&[u8]>,
+    value: Option<&[u8]>,
+    is_local: Option<bool>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Option<Vec<u8>> {
+    let local = is_local.unwrap_or(false);
+    if !setting.is_some_and(|setting| setting.eq_ignore_ascii_case(b"impersonate.target")) {
+        return portal::core_set_config(fcinfo);
+    }
+    let key = own_statement(
+        fcinfo,
+        "set_config() of impersonate.target",
+        "SELECT set_config('impersonate.target', 'role', false);",
+    );
+    let target = value.filter(|value| !value.is_empty());
+    let end = format!(", {local})");
+    let door = Door {
+        key,
+        tag: b"SELECT",
+        statement: [
+            b"SELECT set_config('impersonate.target', ",
+            &switch::quoted(target.unwrap_or_default())[..],
+            end.as_bytes(),
+        ]
+        .concat(),
+    };
+    let request = Request {
+        local,
+        ..Request::of(target)
+    };
+    let role = switch::go(&door, &request);
+    Some(if target.is_some() { role } else { Vec::new() })
+}
+
+fn require_preloading() {
     if !active::available() {
         session::raise(&refusal(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -96,136 +106,21 @@ fn own_statement(fcinfo: pg_sys::FunctionCallInfo) -> usize {
             Some("Add impersonate to shared_preload_libraries in postgresql.conf and restart the server.".to_owned()),
         ));
     }
-    portal::clients_own_call(fcinfo).unwrap_or_else(|| {
-        session::raise(&refusal(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            "setuser() must be a statement of its own, sent by the client".to_owned(),
-            Some("It cannot be called from a function, a larger query, a cursor or EXECUTE.".to_owned()),
-            Some("SELECT setuser('role');".to_owned()),
-        ))
-    })
 }
 
-fn role_now() -> Vec<u8> {
-    identity::role_name(identity::role_in_force()).unwrap_or_default()
+/// S4, and what must be there at all. The key of the statement that the call is.
+fn own_statement(fcinfo: pg_sys::FunctionCallInfo, what: &str, usage: &str) -> usize {
+    require_preloading();
+    portal::clients_own_call(fcinfo).unwrap_or_else(|| not_own(what, usage))
 }
 
-/// The call as the audit has it: without the cookie.
-fn call(target: Option<&[u8]>) -> Vec<u8> {
-    let Some(target) = target else {
-        return b"SELECT setuser()".to_vec();
-    };
-    let mut text = b"SELECT setuser(".to_vec();
-    let backslash = target.contains(&b'\\');
-    text.extend_from_slice(if backslash { b"E'" } else { b"'" });
-    for &byte in target {
-        if byte == b'\'' || byte == b'\\' {
-            text.push(byte);
-        }
-        text.push(byte);
-    }
-    text.extend_from_slice(b"')");
-    text
-}
-
-fn start(key: usize, request: &Request) -> Vec<u8> {
-    if settings::local_only() && !request.local {
-        let refusal = refusal(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "an impersonation must end with its transaction here".to_owned(),
-            Some("Setting \"impersonate.local_only\" is on, because others may get this connection next.".to_owned()),
-            Some(format!(
-                "BEGIN; SELECT setuser({}, local => true);",
-                quote_literal(&shown(request.target))
-            )),
-        );
-        deny(key, Some(request.target), &refusal, request.reason);
-    }
-    if let Err(refusal) = target::resolve(request.target) {
-        deny(key, Some(request.target), &refusal, request.reason);
-    }
-    let call = call(Some(request.target));
-    let space = session::make_ready(request.local, request.reason, &call);
-    let switching = Switching::begin();
-    let seen = changes::look();
-    let role = match target::resolve(request.target) {
-        Ok(resolved) => resolved.role,
-        Err(refusal) => {
-            switching.done();
-            audit::release(space);
-            deny(key, Some(request.target), &refusal, request.reason)
-        }
-    };
-    let catalogs = Catalogs::default();
-    let (impersonator, rules) = (identity::session_user(), guard::rules());
-    let verdict = guard::judge(&catalogs, impersonator, role, session::via(), rules);
-    if let Some(refusal) = refused(&catalogs, &verdict) {
-        switching.done();
-        audit::release(space);
-        deny(key, Some(request.target), &refusal, request.reason);
-    }
-    let switch = Switch {
-        switching,
-        seen,
-        rights: guard::for_others(&catalogs, impersonator, role, rules),
-        rules,
-        impersonator,
-        target: role,
-        grant_id: verdict.right,
-        reason: request.reason,
-        local: request.local,
-        cookie: request.cookie,
-        no_revert: request.no_revert,
-        with_settings: request.with_settings,
-        statement: &call,
-    };
-    let name = session::start(switch, space);
-    name_bytes(&name).to_vec()
-}
-
-/// S6: the first criterion that isn't met, and the statement that would cure it.
-fn refused(catalogs: &Catalogs, verdict: &Verdict) -> Option<Refusal> {
-    let failed = verdict.first_failed()?.render(catalogs);
-    Some(refusal(
-        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-        format!(
-            "role \"{}\" may not act as role \"{}\"",
-            catalogs.name(verdict.impersonator.0),
-            catalogs.name(verdict.target.0)
-        ),
-        Some(failed.sentence),
-        failed.remedy.map(|remedy| format!("{remedy};")),
+fn not_own(what: &str, usage: &str) -> ! {
+    session::raise(&refusal(
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        format!("{what} must be a statement of its own, sent by the client"),
+        Some("It cannot be called from a function, a larger query, a cursor or EXECUTE.".to_owned()),
+        Some(usage.to_owned()),
     ))
-}
-
-/// S6: a refusal leaves a DENIED row and nothing else.
-fn deny(key: usize, target: Option<&[u8]>, refusal: &Refusal, reason: Option<&[u8]>) -> ! {
-    let (statement, mut detail) = statements::kept_text(&call(target));
-    detail["target"] = target.map(shown).into();
-    detail["message"] = refusal.message.as_str().into();
-    detail["detail"] = refusal.detail.as_deref().into();
-    let detail = identity::speakable(&detail.to_string()).into_owned();
-    let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
-    let role = identity::role_name(identity::role_in_force()).unwrap_or_default();
-    let told = session::names_for_events();
-    let user = told
-        .as_ref()
-        .map_or(name_of(&session_user), |(state, _)| state.target_name);
-    let user = name_cstring(&user);
-    statements::told_otherwise(key, true);
-    audit::push(&Event {
-        user_name: user.to_bytes(),
-        session_user_name: &session_user,
-        role_name: &role,
-        impersonation_id: told.map(|(state, _)| state.id),
-        command_tag: Some(b"SELECT"),
-        statement: Some(&statement),
-        sqlstate: refusal.sqlstate_text(),
-        reason: reason.map(|reason| identity::cut(reason, MAX_REASON)),
-        detail: Some(detail.as_bytes()),
-        ..statements::blank_event(Kind::Denied)
-    });
-    session::raise(refusal);
 }
 
 fn judged(target: &[u8], impersonator: &[u8]) -> (Catalogs, Verdict) {

@@ -3,12 +3,13 @@
 use crate::pg::trampoline::{self, Course, Handlers, Utility};
 use crate::pg::utility::{self, Concern};
 use crate::pg::{active, changes, identity, leftovers, own_objects, rights, store};
-use crate::{audit, grants, guard, session, settings, statements};
+use crate::{audit, grants, guard, session, settings, statements, switch};
 
 /// For `pg/trampoline.rs`.
 pub static HANDLERS: Handlers = Handlers {
     bare_call: session::refuse_shadow,
     check: session::check,
+    refuse: session::refuse_statement,
     begun: statements::begun,
     joined: statements::joined,
     ran: statements::ran,
@@ -86,6 +87,10 @@ fn before_utility(utility: &Utility) -> Course {
                 session::discard();
             }
             unchanged
+        }
+        Concern::TargetSet(value, local) => {
+            switch::set(value.as_deref(), local);
+            return utility::echoed(utility);
         }
         Concern::DatabaseFreed(name) => {
             if let Some(database) = utility::database_named(&name) {

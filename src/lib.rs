@@ -11,6 +11,7 @@ mod pg;
 mod session;
 mod settings;
 mod statements;
+mod switch;
 mod target;
 mod trail;
 

@@ -13,7 +13,8 @@ use crate::pg::active::{self, Note, Slot};
 use crate::pg::guc::{self, name_bytes, name_of, name_text, Handlers, Name, Refusal, RoleState, TargetState};
 use crate::pg::role_lock::{self, Switching};
 use crate::pg::trampoline::{self, TransactionEnd};
-use crate::pg::{changes, guc_values, identity, leftovers};
+use crate::pg::{changes, guc_values, identity, leftovers, portal, start_up};
+use crate::switch::{self, Door};
 use crate::{guard, settings, statements};
 use pgrx::pg_sys::Oid;
 use pgrx::PgSqlErrorCode;
@@ -66,6 +67,9 @@ struct Session {
     restoring: Cell<Option<JudgedFor>>,
     /// How the transaction, or the part of it whose settings are being popped, ended.
     ending: Cell<TransactionEnd>,
+    /// What the connection started with, and why that can't be had: whether it is in force is for `refused` to say.
+    refusal: RefCell<Option<(Name, Refusal)>>,
+    refused: Cell<bool>,
     /// When the target of an impersonation expires, where that was read again after it began.
     expires: Cell<([u8; 16], pgrx::pg_sys::TimestampTz)>,
     /// An impersonation that lost its session user: it doesn't come back if that user does.
@@ -79,6 +83,9 @@ struct Session {
     switches: Cell<usize>,
     /// The connection is ending: everything has been told.
     exiting: Cell<bool>,
+    /// The connection starts with a target, which its setting is about to take.
+    starting: Cell<bool>,
+    rights_at_start: Cell<Note>,
 }
 
 /// A state that is read for each statement, and too large to be copied then.
@@ -149,12 +156,16 @@ thread_local! {
             changing: Cell::new(false),
             restoring: Cell::new(None),
             ending: Cell::new(TransactionEnd::Commit),
+            refusal: RefCell::new(None),
+            refused: Cell::new(false),
             expires: Cell::new(([0; 16], 0)),
             dead: Cell::new([0; 16]),
             may_come_back: Cell::new(None),
             before: RefCell::new(Vec::new()),
             switches: Cell::new(0),
             exiting: Cell::new(false),
+            starting: Cell::new(false),
+            rights_at_start: Cell::new(Note::EMPTY),
         }
     };
 }
@@ -162,6 +173,7 @@ thread_local! {
 /// For `pg/guc.rs`.
 pub static HANDLERS: Handlers = Handlers {
     target_wanted,
+    target_at_start,
     target_assigned,
     target_shown,
     impersonation,
@@ -206,15 +218,21 @@ pub fn via() -> Option<Oid> {
 }
 
 fn target_wanted(value: &CStr) -> Result<TargetState, Refusal> {
+    // The client's own SET has been done by now, and takes the value that there is.
+    if let Some(state) = in_force() {
+        if name_bytes(&state.target_name) == value.to_bytes() && portal::client_sets_target() {
+            return Ok(*state);
+        }
+    }
     let wanted = SESSION.with(|session| session.wanted.get());
     wanted
         .filter(|state| name_bytes(&state.target_name) == value.to_bytes())
         .ok_or_else(|| Refusal {
             sqlstate: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            message: "impersonate.target cannot be set directly".to_owned(),
-            detail: None,
+            message: "impersonate.target must be set by a statement of its own, sent by the client".to_owned(),
+            detail: Some("It cannot be set by a function, a larger query or a function's SET clause.".to_owned()),
             hint: Some(format!(
-                "Use SELECT setuser({});",
+                "SELECT setuser({});",
                 impersonate_policy::quote_literal(&value.to_string_lossy())
             )),
         })
@@ -222,24 +240,78 @@ fn target_wanted(value: &CStr) -> Result<TargetState, Refusal> {
 
 fn target_assigned(state: Option<&TargetState>) {
     SESSION.with(|session| {
-        let leaves = in_force().is_some_and(|now| state.is_none_or(|next| next.id != now.id));
+        let refused = state.is_some_and(|state| state.id == [0; 16]);
+        let next = state.filter(|_| !refused);
+        let leaves = match in_force() {
+            Some(now) => next.is_none_or(|next| next.id != now.id),
+            None => refused != session.refused.get() || next.is_some(),
+        };
         // A value that comes back while a transaction ends is the settings machinery's doing. Inside one, only we
         // change it: else it is a RESET, from wherever, and the target's code must not be able to (X1).
-        if leaves && identity::in_transaction() && !session.changing.get() {
+        if leaves && identity::in_transaction() && !session.changing.get() && !session.starting.get() {
             raise(&Refusal {
                 sqlstate: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                message: "impersonate.target cannot be reset directly".to_owned(),
-                detail: None,
+                message: "impersonate.target must be reset by a statement of its own, sent by the client".to_owned(),
+                detail: Some("It cannot be reset by a function, a larger query or a function's SET clause.".to_owned()),
                 hint: Some("End the impersonation with SELECT setuser();".to_owned()),
             });
         }
-        session.target.set(state.map(|state| Rc::new(*state)));
+        session.starting.set(false);
+        session.refused.set(refused);
+        session.target.set(next.map(|state| Rc::new(*state)));
         derive();
+        if refused {
+            trampoline::watch(true);
+        }
     });
 }
 
 fn target_shown() -> Name {
-    in_force().map_or([0; 64], |state| state.target_name)
+    match refused() {
+        Some((name, _)) => name,
+        None => in_force().map_or([0; 64], |state| state.target_name),
+    }
+}
+
+/// D1: the connection starts with this target. It opens in any case, and nothing else can be done in it while the switch
+/// isn't lawful.
+fn target_at_start(value: &CStr) -> Option<TargetState> {
+    SESSION.with(|session| session.starting.set(true));
+    match start_up::attempt(|| switch::at_start(value.to_bytes())) {
+        Ok(state) => Some(state),
+        Err(refusal) => {
+            let refused = (name_of(value.to_bytes()), refusal);
+            SESSION.with(|session| session.refusal.replace(Some(refused)));
+            None
+        }
+    }
+}
+
+/// What the connection started with and can't have, while that is so.
+fn refused() -> Option<(Name, Refusal)> {
+    SESSION.with(|session| {
+        if session.refused.get() {
+            session.refusal.borrow().clone()
+        } else {
+            None
+        }
+    })
+}
+
+/// The client sets or resets the target: what it started with is no matter any more, unless that fails.
+pub fn forget_refused() {
+    if SESSION.with(|session| session.refused.get()) {
+        SESSION.with(|session| session.changing.set(true));
+        guc::set_target(c"", false);
+        SESSION.with(|session| session.changing.set(false));
+    }
+}
+
+/// D1: while what the connection started with can't be had, every statement of the client's fails with the reason.
+pub fn refuse_statement() {
+    if let Some((_, refusal)) = refused() {
+        raise(&refusal);
+    }
 }
 
 fn role_assigned(state: &RoleState) {
@@ -273,7 +345,8 @@ fn amounts_to() -> Option<(Oid, bool)> {
 /// Whether statements must be followed: somebody is impersonated, was while one of them began, or a value of the
 /// setting that counts for nobody is to be cleared.
 pub fn must_watch() -> bool {
-    statements::any_open() || SESSION.with(|session| session.told.is_some() || session.target.is_some())
+    let followed = |session: &Session| session.told.is_some() || session.target.is_some() || session.refused.get();
+    statements::any_open() || SESSION.with(followed)
 }
 
 /// A value that outlived its session user is cleared, so that parallel workers don't show it.
@@ -287,11 +360,15 @@ fn clear_dead_value() {
     });
 }
 
-/// X2: ends the connection if the role in force isn't the one that the session's own state amounts to.
-pub fn check() {
+/// X2, and D1's refusal of all but the `exempt` statements: ends the connection if the role in force isn't the one that the session's own state amounts to.
+pub fn check(exempt: bool) {
+    if !exempt {
+        refuse_statement();
+    }
     let Some(state) = in_force() else {
         return clear_dead_value();
     };
+    take_down_late(&state);
     let Some((expected, _)) = amounts_to() else { return };
     let found = identity::role_in_force();
     if found == expected {
@@ -335,6 +412,24 @@ fn expires(state: &TargetState) -> pgrx::pg_sys::TimestampTz {
     } else {
         state.valid_until
     }
+}
+
+/// One that began with the connection has seen nothing of the session yet when its first statement comes: other settings
+/// of the role and the database are taken after it.
+fn take_down_late(state: &TargetState) {
+    if !identity::in_transaction() || before(state).is_some() {
+        return;
+    }
+    let before = Before {
+        settled: Cell::new(true),
+        rights: Cell::new(SESSION.with(|session| session.rights_at_start.get())),
+        since: state.since,
+        under: None,
+        role: Cell::new(guc::take_role()),
+        settings: RefCell::new(guc_values::take()),
+        temporary: Vec::new(),
+    };
+    SESSION.with(|session| session.before.borrow_mut().push((state.id, Rc::new(before))));
 }
 
 /// E5: whatever changed under the impersonation, by whatever path, it is judged again before the next statement.
@@ -489,14 +584,13 @@ fn event<'a>(kind: Kind, state: &'a TargetState, detail: Option<&'a [u8]>) -> Ev
     }
 }
 
-fn tell_end(state: &TargetState, cause: Cause, statement: Option<&[u8]>) {
+fn tell_end(state: &TargetState, cause: Cause, statement: Option<(&[u8], &[u8])>) {
     let detail = cause.detail();
     active::publish(Slot::InForce, None);
-    let command_tag = statement.map(|_| &b"SELECT"[..]);
     let end = event(Kind::ResetUser, state, Some(detail.as_bytes()));
     statements::tell_standing(&Event {
-        statement,
-        command_tag,
+        statement: statement.map(|(_, text)| text),
+        command_tag: statement.map(|(tag, _)| tag),
         ..end
     });
 }
@@ -529,22 +623,26 @@ pub struct Switch<'a> {
     pub no_revert: bool,
     /// Applies the target's own settings (S8).
     pub with_settings: bool,
-    /// The statement as the audit has it: without the cookie.
-    pub statement: &'a [u8],
+    pub door: &'a Door,
+    /// The connection starts: the setting takes the value by itself.
+    pub at_start: bool,
 }
 
 /// By what it was judged, where that is not the ordinary.
 const JUDGED_FULL: &[u8] = br#"{"criteria": "full"}"#;
 
 /// What a switch needs before it is judged: no cursors, and room in the queue. May wait, and raises.
-pub fn make_ready(local: bool, reason: Option<&[u8]>, statement: &[u8]) -> usize {
-    refuse_open_cursors(local);
+pub fn make_ready(local: bool, reason: Option<&[u8]>, door: &Door) -> usize {
+    // There are none as the connection starts, and queries cannot run yet.
+    if door.tag().is_some() {
+        refuse_open_cursors(local);
+    }
     trampoline::follow_transactions();
     switches();
     statements::stand_by();
     let space = Event {
-        statement: Some(statement),
-        command_tag: Some(b"SELECT"),
+        statement: door.statement(),
+        command_tag: door.tag(),
         reason,
         user_name: &LONGEST_NAME,
         session_user_name: &LONGEST_NAME,
@@ -563,7 +661,7 @@ const LONGEST_NAME: [u8; 64] = [b'n'; 64];
 
 /// Starts an impersonation, or switches over, with the room of [`make_ready`]. On record before it is in force; raises
 /// when it can't be.
-pub fn start(switch: Switch, space: usize) -> Name {
+pub fn start(switch: Switch, space: usize) -> TargetState {
     let impersonator_name = identity::role_name(switch.impersonator).unwrap_or_default();
     let target_name = identity::role_name(switch.target).unwrap_or_default();
     let state = TargetState {
@@ -588,8 +686,8 @@ pub fn start(switch: Switch, space: usize) -> Name {
     };
     let value = CString::new(target_name).unwrap_or_default();
     let recorded = Event {
-        statement: Some(switch.statement),
-        command_tag: Some(b"SELECT"),
+        statement: switch.door.statement(),
+        command_tag: switch.door.tag(),
         reason: switch.reason,
         ..event(Kind::SetUser, &state, state.rules.full.then_some(JUDGED_FULL))
     };
@@ -627,6 +725,11 @@ pub fn start(switch: Switch, space: usize) -> Name {
             }
             None => None,
         };
+        if switch.at_start {
+            session.rights_at_start.set(switch.rights);
+            session.changing.set(false);
+            return;
+        }
         leftovers::close_large_objects();
         let before = Before {
             settled: Cell::new(false),
@@ -650,7 +753,7 @@ pub fn start(switch: Switch, space: usize) -> Name {
             switch.local,
         );
     }
-    state.target_name
+    state
 }
 
 fn switches() {
@@ -663,7 +766,7 @@ pub fn switches_in_savepoints() -> usize {
 }
 
 /// Ends the impersonation in force, if there is one.
-pub fn end(cause: Cause, statement: Option<&str>) {
+pub fn end(cause: Cause, statement: Option<(&[u8], &[u8])>) {
     let Some(state) = in_force() else { return };
     switches();
     SESSION.with(|session| {
@@ -681,7 +784,7 @@ pub fn end(cause: Cause, statement: Option<&str>) {
         }
         session.changing.set(false);
         session.told.set(None);
-        tell_end(&state, cause, statement.map(str::as_bytes));
+        tell_end(&state, cause, statement);
         trampoline::watch(must_watch());
     });
 }

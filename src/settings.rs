@@ -2,6 +2,7 @@
 
 use impersonate_policy as policy;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+use std::ffi::CString;
 
 /// Whose statements get a STATEMENT row (L3).
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
@@ -83,8 +84,27 @@ static AUDIT_NESTED: GucSetting<bool> = GucSetting::<bool>::new(false);
 // The table can be queried, and verified; the log is for those who ship logs to another machine.
 static AUDIT_DESTINATION: GucSetting<AuditDestination> = GucSetting::<AuditDestination>::new(AuditDestination::table);
 
+// None: a door that has an argument for it is better. It is set before, and stays until it is changed.
+static REASON: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+// None: who may act as whom is what rights say; a reason is what a house asks for besides.
+static REQUIRE_REASON: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
 // A pooler that hands a connection on in the middle of a session cannot be seen from here; whoever sets one up knows.
 static LOCAL_ONLY: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+fn text(setting: &GucSetting<Option<CString>>) -> Option<Vec<u8>> {
+    setting.get().map(CString::into_bytes).filter(|text| !text.is_empty())
+}
+
+/// The reason for impersonations that are given none.
+pub fn reason() -> Option<Vec<u8>> {
+    text(&REASON)
+}
+
+/// The regular expression that a reason must match, if one is required.
+pub fn require_reason() -> Option<Vec<u8>> {
+    text(&REQUIRE_REASON)
+}
 
 /// Whether an impersonation may last no longer than its transaction (X3).
 pub fn local_only() -> bool {
@@ -154,6 +174,22 @@ pub fn define() {
         c"In what an impersonator must be at least the target.",
         c"roles (roles, attributes and rights), or full (also what the target itself owns or was granted on objects).",
         &CRITERIA,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"impersonate.reason",
+        c"The reason for impersonations that are begun without one.",
+        c"As the argument of setuser(), for the doors that have none.",
+        &REASON,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"impersonate.require_reason",
+        c"A regular expression that the reason of an impersonation must match; empty: none is required.",
+        c"Anywhere in it: ^ and $ tie it to the ends.",
+        &REQUIRE_REASON,
         GucContext::Suset,
         GucFlags::default(),
     );

@@ -630,6 +630,14 @@ pub fn failed(key: usize, sqlstate: i32) {
     }
 }
 
+/// The client's own utility statement that is running; 0 when it isn't followed.
+pub fn newest_utility() -> usize {
+    OPEN.with_borrow(|all| {
+        let newest = all.iter().rfind(|open| open.level == 0 && open.is_utility);
+        newest.map_or(0, |open| open.key)
+    })
+}
+
 /// The statement being run is told in another way: as SETUSER, RESETUSER or DENIED.
 ///
 /// With `failed` the error that comes next is its own. Without, there is none, and the next is another statement's.

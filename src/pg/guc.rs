@@ -48,6 +48,36 @@ pub struct TargetState {
     pub reason: Reason,
 }
 
+impl TargetState {
+    /// Of a value that the connection started with and that nobody may be acted as by, or not yet.
+    pub const REFUSED: TargetState = TargetState {
+        id: [0; 16],
+        impersonator: Oid::INVALID,
+        target: Oid::INVALID,
+        target_superuser: false,
+        via: Oid::INVALID,
+        grant_id: 0,
+        since: 0,
+        rules: Rules {
+            require_login: true,
+            full: false,
+        },
+        valid_until: 0,
+        impersonator_name: [0; 64],
+        target_name: [0; 64],
+        cookie: None,
+        no_revert: false,
+        local: false,
+        audited: true,
+        audit_wait: 0,
+        nested: false,
+        reason: Reason {
+            length: 0,
+            bytes: [0; 256],
+        },
+    };
+}
+
 /// The settings that bear on the criteria, as of the switch.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -102,6 +132,7 @@ struct CoreRoleState {
 }
 
 /// Why a value is refused.
+#[derive(Clone)]
 pub struct Refusal {
     pub sqlstate: pgrx::PgSqlErrorCode,
     pub message: String,
@@ -113,7 +144,10 @@ pub struct Refusal {
 pub struct Handlers {
     /// A value for `impersonate.target` that isn't empty: the state it stands for.
     pub target_wanted: fn(value: &CStr) -> Result<TargetState, Refusal>,
-    /// `impersonate.target` takes this state. May raise only while [`identity::in_transaction`].
+    /// The connection starts with this value: the state that it stands for, or none while it can't be had.
+    pub target_at_start: fn(value: &CStr) -> Option<TargetState>,
+    /// `impersonate.target` takes this state; [`TargetState::REFUSED`] is one that was not to be had. May raise only while
+    /// [`identity::in_transaction`].
     pub target_assigned: fn(Option<&TargetState>),
     /// What SHOW impersonate.target says.
     pub target_shown: fn() -> Name,
@@ -142,6 +176,8 @@ unsafe impl<T> Sync for Process<T> {}
 
 static HANDLERS: Process<Option<&'static Handlers>> = Process(Cell::new(None));
 static CORE: Process<Option<&'static Hooks>> = Process(Cell::new(None));
+/// A value that the connection starts with has been accepted, and not been taken yet.
+static STARTING: Process<bool> = Process(Cell::new(false));
 static TARGET_VALUE: Process<*mut c_char> = Process(Cell::new(std::ptr::null_mut()));
 
 fn handlers() -> &'static Handlers {
@@ -269,6 +305,13 @@ unsafe extern "C-unwind" fn check_target(
             // Whether it may end is for the assign hook, which every route reaches.
             return true;
         }
+        if source < GucSource::PGC_S_INTERACTIVE {
+            return check_at_start(newval, extra, source);
+        }
+        // ALTER ROLE ... SET: it is judged when it is to count.
+        if source == GucSource::PGC_S_TEST && (handlers().setting_changes)().is_none() {
+            return true;
+        }
         match (handlers().target_wanted)(value) {
             Ok(state) => {
                 let place = version::setting_alloc(std::mem::size_of::<TargetState>()).cast::<TargetState>();
@@ -285,12 +328,70 @@ unsafe extern "C-unwind" fn check_target(
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn assign_target(_newval: *const c_char, extra: *mut c_void) {
+unsafe extern "C-unwind" fn assign_target(newval: *const c_char, extra: *mut c_void) {
     if identity::starting_parallel_worker() || identity::parallel_worker() {
         return;
     }
-    // SAFETY: extra is null or what check_target wrote.
-    (handlers().target_assigned)(unsafe { extra.cast::<TargetState>().as_ref() });
+    // SAFETY: extra is null or what check_target wrote, and this value's own; the value is a string.
+    unsafe {
+        let state = extra.cast::<TargetState>().as_mut();
+        if let Some(state) = state {
+            // Judged here and not by the check, which values pass that never take effect.
+            if state.id == [0; 16] && STARTING.0.replace(false) && identity::in_transaction() {
+                if let Some(lawful) = (handlers().target_at_start)(CStr::from_ptr(newval)) {
+                    *state = lawful;
+                }
+            }
+            return (handlers().target_assigned)(Some(state));
+        }
+        (handlers().target_assigned)(None);
+    }
+}
+
+/// D5: what counts of values that are there when the connection starts.
+unsafe fn check_at_start(newval: *mut *mut c_char, extra: *mut *mut c_void, source: GucSource::Type) -> bool {
+    // SAFETY: the value is replaced by another of the settings' own memory.
+    unsafe {
+        let place = match source {
+            GucSource::PGC_S_CLIENT if version::is_walsender() => {
+                return refuse(&Refusal {
+                    sqlstate: pgrx::PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                    message: "replication connections cannot impersonate".to_owned(),
+                    detail: None,
+                    hint: None,
+                });
+            }
+            GucSource::PGC_S_CLIENT => None,
+            _ if version::is_walsender() => Some("for a replication connection"),
+            GucSource::PGC_S_USER | GucSource::PGC_S_DATABASE_USER | GucSource::PGC_S_GLOBAL => None,
+            GucSource::PGC_S_DATABASE => Some("of a database"),
+            _ => Some("of the server's configuration"),
+        };
+        if let Some(place) = place {
+            pgrx::ereport!(
+                pgrx::PgLogLevel::WARNING,
+                pgrx::PgSqlErrorCode::ERRCODE_WARNING,
+                format!("ignoring setting \"impersonate.target\" {place}"),
+                "It counts when it comes from the client or from ALTER ROLE."
+            );
+            let empty = version::setting_alloc(1).cast::<c_char>();
+            if empty.is_null() {
+                return false;
+            }
+            *empty = 0;
+            version::setting_free((*newval).cast());
+            *newval = empty;
+            return true;
+        }
+        let state = version::setting_alloc(std::mem::size_of::<TargetState>()).cast::<TargetState>();
+        if state.is_null() {
+            return false;
+        }
+        state.write(TargetState::REFUSED);
+        *extra = state.cast();
+        STARTING.0.set(true);
+        true
+    }
 }
 
 fn shown(name: Name) -> *const c_char {
@@ -641,7 +742,11 @@ pub fn guard_settings() {
                 }
                 PGC_STRING => {
                     let setting = setting.cast::<pg_sys::config_string>();
-                    (*setting).check_hook = Some(check_change::<*mut c_char>);
+                    (*setting).check_hook = Some(if name == c"impersonate.require_reason" {
+                        check_pattern
+                    } else {
+                        check_change::<*mut c_char>
+                    });
                     (*setting).assign_hook = Some(assign_change::<*const c_char>);
                 }
                 _ => (),
@@ -670,6 +775,25 @@ unsafe extern "C-unwind" fn changes() {
 unsafe extern "C-unwind" fn check_change<T>(_new: *mut T, _extra: *mut *mut c_void, source: GucSource::Type) -> bool {
     // SAFETY: called as the server called us.
     unsafe { may_change(source) }
+}
+
+/// A pattern that is none is an error at once, where errors can be raised; else it is one when it is to be matched.
+#[pg_guard]
+unsafe extern "C-unwind" fn check_pattern(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    source: GucSource::Type,
+) -> bool {
+    // SAFETY: the value is null or a string.
+    unsafe {
+        if !may_change(source) {
+            return false;
+        }
+        if identity::in_transaction() && !identity::starting_parallel_worker() && !(*new).is_null() {
+            super::regex::matches(CStr::from_ptr(*new).to_bytes(), b"");
+        }
+        true
+    }
 }
 
 #[pg_guard]

@@ -17,11 +17,13 @@ pub mod own_objects;
 pub mod own_schema;
 pub mod parameters;
 pub mod portal;
+pub mod regex;
 pub mod relations;
 pub mod rights;
 pub mod role_lock;
 pub mod roles;
 pub mod shmem;
+pub mod start_up;
 pub mod store;
 #[cfg(feature = "test-entries")]
 pub mod test_entries;

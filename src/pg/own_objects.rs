@@ -49,6 +49,20 @@ fn concerned() -> bool {
     trampoline::watching() && !store::is_ours() && !super::identity::parallel_worker()
 }
 
+/// The extension's own function of two texts and a boolean, where it is created.
+pub fn own_function(name: &CStr) -> Option<Oid> {
+    // SAFETY: copies of strings; a look-up that gives InvalidOid for what isn't there.
+    unsafe {
+        let mut path = std::ptr::null_mut();
+        for part in [c"impersonate", name] {
+            path = pg_sys::lappend(path, pg_sys::makeString(pg_sys::pstrdup(part.as_ptr())).cast());
+        }
+        let arguments = [pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::BOOLOID];
+        let function = pg_sys::LookupFuncName(path, 3, arguments.as_ptr(), true);
+        (function != Oid::INVALID && is_own(pg_sys::ProcedureRelationId, function)).then_some(function)
+    }
+}
+
 /// Whether an object is the extension, its schema, or one of its members.
 pub fn is_own(class: Oid, object: Oid) -> bool {
     // SAFETY: catalog look-ups with missing_ok.
@@ -83,7 +97,7 @@ unsafe extern "C-unwind" fn object_access(
     sub: c_int,
     argument: *mut c_void,
 ) {
-    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE, OAT_TRUNCATE};
+    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_FUNCTION_EXECUTE, OAT_POST_ALTER, OAT_POST_CREATE, OAT_TRUNCATE};
     // SAFETY: called as the server called us.
     unsafe {
         // Replacing a function is told as its creation.
@@ -92,6 +106,10 @@ unsafe extern "C-unwind" fn object_access(
         }
         if access == OAT_POST_CREATE || access == OAT_POST_ALTER {
             super::changes::make_object();
+        }
+        // The protocol's call of a function is no statement.
+        if access == OAT_FUNCTION_EXECUTE && pg_sys::ActivePortal.is_null() {
+            super::trampoline::refuse();
         }
         if let Some(previous) = PREVIOUS_ACCESS {
             previous(access, class, object, sub, argument);

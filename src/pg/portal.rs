@@ -9,6 +9,9 @@ use pgrx::pg_sys::{self, NodeTag};
 
 const MARK: i32 = i32::MIN + 0x1517;
 
+/// `set_config()` (pg_proc.dat).
+pub const SET_CONFIG: pg_sys::Oid = pg_sys::Oid::from_u32(2078);
+
 /// Marks the query if all it does is call one function with constants or parameters, and says which; else InvalidOid.
 ///
 /// # Safety
@@ -47,7 +50,7 @@ pub unsafe fn mark_bare_call(query: *mut pg_sys::Query) -> pg_sys::Oid {
             return pg_sys::Oid::INVALID;
         }
         let call = expression.cast::<pg_sys::FuncExpr>();
-        let plain = u32::from((*call).funcid) >= pg_sys::FirstNormalObjectId
+        let plain = (u32::from((*call).funcid) >= pg_sys::FirstNormalObjectId || (*call).funcid == SET_CONFIG)
             && (*call).funcformat == pg_sys::CoercionForm::COERCE_EXPLICIT_CALL
             && list_pointers((*call).args).all(|argument| is_plain(argument.cast()));
         if !plain {
@@ -55,6 +58,140 @@ pub unsafe fn mark_bare_call(query: *mut pg_sys::Query) -> pg_sys::Oid {
         }
         (*call).location = MARK;
         (*call).funcid
+    }
+}
+
+/// The client's call of set_config() is to be one of our own function of that name, which hands on whatever isn't about
+/// `impersonate.target`. Nothing is changed where the name of the setting is another's, or the extension isn't there.
+///
+/// # Safety
+/// `query` was marked by [`mark_bare_call`], which said [`SET_CONFIG`].
+pub unsafe fn take_set_config(query: *mut pg_sys::Query) {
+    // SAFETY: the caller's promise; each node is tested for its tag before it is read as that node.
+    unsafe {
+        let Some(entry) = list_pointers((*query).targetList).next() else {
+            return;
+        };
+        let call = (*entry.cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::FuncExpr>();
+        let Some(first) = list_pointers((*call).args).next() else {
+            return;
+        };
+        if tag(first.cast::<pg_sys::Node>()) == Some(NodeTag::T_Const) {
+            let name = &*first.cast::<pg_sys::Const>();
+            if name.constisnull {
+                return;
+            }
+            let name = pg_sys::text_to_cstring(name.constvalue.cast_mut_ptr());
+            if !is_target(name) {
+                return;
+            }
+        }
+        if let Some(own) = super::own_objects::own_function(c"set_config") {
+            (*call).funcid = own;
+        }
+    }
+}
+
+/// Whether a setting's name, which may be null, is that of `impersonate.target`.
+///
+/// # Safety
+/// `name` is null or a string.
+pub unsafe fn is_target(name: *const std::ffi::c_char) -> bool {
+    // SAFETY: null or a string.
+    !name.is_null()
+        && unsafe { std::ffi::CStr::from_ptr(name) }
+            .to_bytes()
+            .eq_ignore_ascii_case(b"impersonate.target")
+}
+
+/// What `set_config()` of the server does with the same arguments.
+pub fn core_set_config(fcinfo: pg_sys::FunctionCallInfo) -> Option<Vec<u8>> {
+    extern "C-unwind" {
+        fn set_config_by_name(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum;
+    }
+    // SAFETY: our function has the same arguments, and the same result: a text.
+    unsafe {
+        let value = pg_sys::ffi::pg_guard_ffi_boundary(|| set_config_by_name(fcinfo));
+        pgrx::FromDatum::from_datum(value, (*fcinfo).isnull)
+    }
+}
+
+/// Whether a utility statement is the client's own, and all that its portal runs.
+///
+/// # Safety
+/// `statement` may be any pointer; it is only compared.
+pub unsafe fn is_clients_own_utility(statement: *const pg_sys::PlannedStmt) -> bool {
+    // SAFETY: the active portal is valid.
+    unsafe {
+        let portal = pg_sys::ActivePortal;
+        !portal.is_null()
+            && made_by_protocol(portal)
+            && (*portal).status == pg_sys::PortalStatus::PORTAL_ACTIVE
+            && list_pointers((*portal).stmts).count() == 1
+            && is_portals_statement(statement)
+    }
+}
+
+/// The utility statement that the client's own portal runs, or null.
+unsafe fn clients_utility() -> *mut pg_sys::Node {
+    // SAFETY: the active portal is valid; a portal's statements are plans.
+    unsafe {
+        let portal = pg_sys::ActivePortal;
+        if portal.is_null() {
+            return std::ptr::null_mut();
+        }
+        match list_pointers((*portal).stmts).next() {
+            Some(statement) if is_clients_own_utility(statement.cast_const().cast()) => {
+                (*statement.cast::<pg_sys::PlannedStmt>()).utilityStmt
+            }
+            _ => std::ptr::null_mut(),
+        }
+    }
+}
+
+/// Whether the client's own statement is a SET or RESET of `impersonate.target`. No code of anybody's runs inside it.
+pub fn client_sets_target() -> bool {
+    // SAFETY: tested for its tag.
+    unsafe {
+        let node = clients_utility();
+        tag(node) == Some(NodeTag::T_VariableSetStmt) && is_target((*node.cast::<pg_sys::VariableSetStmt>()).name)
+    }
+}
+
+/// The client's own CALL of this function, with constants or parameters, is about to run: what it calls shall know it.
+///
+/// # Safety
+/// `call` is of the statement that the server is about to run.
+pub unsafe fn mark_call(call: *mut pg_sys::CallStmt, statement: *const pg_sys::PlannedStmt) {
+    // SAFETY: a number is written that nobody reads in a call.
+    unsafe {
+        let function = (*call).funcexpr;
+        if !function.is_null()
+            && is_clients_own_utility(statement)
+            && list_pointers((*function).args).all(|argument| is_plain(argument.cast()))
+        {
+            (*function).location = MARK;
+        }
+    }
+}
+
+/// Whether a procedure being called is all that the client's own CALL consists of.
+pub fn is_clients_own_procedure(fcinfo: pg_sys::FunctionCallInfo) -> bool {
+    // SAFETY: SQL functions hand on their own fcinfo; each node is tested for its tag.
+    unsafe {
+        if fcinfo.is_null() || (*fcinfo).flinfo.is_null() {
+            return false;
+        }
+        let call = (*(*fcinfo).flinfo).fn_expr;
+        let node = clients_utility();
+        if tag(call) != Some(NodeTag::T_FuncExpr) || tag(node) != Some(NodeTag::T_CallStmt) {
+            return false;
+        }
+        let own = (*node.cast::<pg_sys::CallStmt>()).funcexpr;
+        !own.is_null()
+            && (*call.cast::<pg_sys::FuncExpr>()).location == MARK
+            && (*own).location == MARK
+            && (*own).funcid == (*call.cast::<pg_sys::FuncExpr>()).funcid
     }
 }
 
@@ -182,8 +319,12 @@ pub unsafe fn is_switch(statement: *const pg_sys::PlannedStmt) -> bool {
         let function = (*call.cast::<pg_sys::FuncExpr>()).funcid;
         let name = pg_sys::get_func_name(function);
         !name.is_null()
-            && std::ffi::CStr::from_ptr(name) == c"setuser"
-            && pg_sys::get_func_namespace(function) == pg_sys::Oid::from(pg_sys::PG_CATALOG_NAMESPACE)
+            && [c"setuser", c"set_config"].contains(&std::ffi::CStr::from_ptr(name))
+            && [
+                pg_sys::Oid::from(pg_sys::PG_CATALOG_NAMESPACE),
+                pg_sys::get_namespace_oid(c"impersonate".as_ptr(), true),
+            ]
+            .contains(&pg_sys::get_func_namespace(function))
     }
 }
 

@@ -162,8 +162,11 @@ pub enum TransactionEnd {
 pub struct Handlers {
     /// The client's statement is to be planned, and is nothing but a call of this function. May raise.
     pub bare_call: fn(pg_sys::Oid),
-    /// Before a statement of the client's is planned or run. May raise.
-    pub check: fn(),
+    /// Before a statement of the client's is planned or run; whether it only ends transactions, or is about
+    /// `impersonate.target`. May raise.
+    pub check: fn(bool),
+    /// Before a function that the protocol calls. May raise.
+    pub refuse: fn(),
     /// May raise.
     pub begun: fn(&Begun),
     /// A statement is about to run, the client's own or one inside it whose effects don't wait for the commit. May raise
@@ -413,7 +416,7 @@ unsafe extern "C-unwind" fn planner(
     unsafe {
         let called = portal::mark_bare_call(parse);
         if called != pg_sys::Oid::INVALID && std::ptr::eq(query_string, pg_sys::debug_query_string) {
-            bare_call(called);
+            bare_call(called, parse);
         }
         if !watching() {
             return plan(parse, query_string, cursor_options, params);
@@ -443,13 +446,34 @@ unsafe extern "C-unwind" fn planner(
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn bare_call(function: pg_sys::Oid) {
-    (handlers().bare_call)(function);
+unsafe extern "C-unwind" fn bare_call(function: pg_sys::Oid, query: *mut pg_sys::Query) {
+    if function == portal::SET_CONFIG {
+        // SAFETY: the query has just been marked.
+        unsafe { portal::take_set_config(query) }
+    } else {
+        (handlers().bare_call)(function);
+    }
+}
+
+/// See [`Handlers::refuse`].
+///
+/// # Safety
+/// Called where errors of the server may pass.
+pub unsafe fn refuse() {
+    if WATCHING.0.get() {
+        // SAFETY: the caller's promise.
+        unsafe { refuse_call() }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn refuse_call() {
+    (handlers().refuse)();
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn check_identity() {
-    (handlers().check)();
+    (handlers().check)(false);
 }
 
 #[pg_guard]
@@ -527,7 +551,7 @@ unsafe extern "C-unwind" fn query_begins(query: *mut pg_sys::QueryDesc, level: u
     // SAFETY: the query and its text are valid for the call.
     unsafe {
         if level == 0 {
-            (handlers().check)();
+            (handlers().check)(false);
         }
         let statement = (*query).plannedstmt;
         let text = statement_text((*query).sourceText, (*statement).stmt_location, (*statement).stmt_len);
@@ -789,11 +813,11 @@ unsafe extern "C-unwind" fn utility_begins(
     key: usize,
     level: u32,
 ) {
-    if level == 0 {
-        (handlers().check)();
-    }
     // SAFETY: the statement and its text are valid for the call.
     unsafe {
+        if level == 0 {
+            (handlers().check)(super::utility::is_exempt((*statement).utilityStmt));
+        }
         let text = statement_text(query_string, (*statement).stmt_location, (*statement).stmt_len);
         let tag = command_tag((*statement).utilityStmt);
         let failed_block = identity::in_failed_block();

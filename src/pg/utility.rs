@@ -23,6 +23,8 @@ pub enum Concern {
     RoleNamed(Vec<u8>),
     RoleDropped,
     DiscardAll,
+    /// SET or RESET of `impersonate.target`, the client's own: the value, None to reset; whether it is LOCAL.
+    TargetSet(Option<Vec<u8>>, bool),
     /// A database that must be free of other connections: its name, or None for another reason to let it be.
     DatabaseFreed(Vec<u8>),
     None,
@@ -37,6 +39,8 @@ pub fn concerns(kind: NodeTag) -> bool {
             | NodeTag::T_RenameStmt
             | NodeTag::T_DropRoleStmt
             | NodeTag::T_DiscardStmt
+            | NodeTag::T_VariableSetStmt
+            | NodeTag::T_CallStmt
             | NodeTag::T_DropdbStmt
             | NodeTag::T_CreatedbStmt
             | NodeTag::T_AlterDatabaseStmt
@@ -271,6 +275,11 @@ pub fn read(utility: &Utility) -> Concern {
                 pg_sys::DiscardMode::DISCARD_ALL => Concern::DiscardAll,
                 _ => Concern::None,
             },
+            Some(NodeTag::T_VariableSetStmt) => target_set(utility, node.cast()),
+            Some(NodeTag::T_CallStmt) => {
+                super::portal::mark_call(node.cast(), utility.statement);
+                Concern::None
+            }
             Some(NodeTag::T_DropdbStmt) => Concern::DatabaseFreed(text((*node.cast::<pg_sys::DropdbStmt>()).dbname)),
             Some(NodeTag::T_CreatedbStmt) => Concern::DatabaseFreed(
                 named_option((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template")
@@ -288,6 +297,60 @@ pub fn read(utility: &Utility) -> Concern {
                 Concern::None
             }
             _ => Concern::None,
+        }
+    }
+}
+
+/// Whether a statement can be run by whoever can't have the target that the connection started with: transaction
+/// control, and SET, RESET and SHOW of the setting.
+///
+/// # Safety
+/// `node` is a utility statement.
+pub unsafe fn is_exempt(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: each node is tested for its tag.
+    unsafe {
+        let name = match tag(node) {
+            Some(NodeTag::T_TransactionStmt) => return true,
+            Some(NodeTag::T_VariableSetStmt) => (*node.cast::<pg_sys::VariableSetStmt>()).name,
+            Some(NodeTag::T_VariableShowStmt) => (*node.cast::<pg_sys::VariableShowStmt>()).name,
+            _ => return false,
+        };
+        super::portal::is_target(name)
+    }
+}
+
+unsafe fn target_set(utility: &Utility, statement: *mut pg_sys::VariableSetStmt) -> Concern {
+    use pg_sys::VariableSetKind::{VAR_RESET, VAR_SET_DEFAULT, VAR_SET_VALUE};
+    // SAFETY: the statement is what the server is about to run. Values that are none raise, as they do in the server.
+    unsafe {
+        if !is_top_level(utility)
+            || !super::portal::client_sets_target()
+            || !super::portal::is_clients_own_utility(utility.statement)
+        {
+            return Concern::None;
+        }
+        match (*statement).kind {
+            VAR_SET_VALUE => {
+                let value = pg_sys::ExtractSetVariableArgs(statement);
+                Concern::TargetSet((!value.is_null()).then(|| text(value)), (*statement).is_local)
+            }
+            VAR_RESET | VAR_SET_DEFAULT => Concern::TargetSet(None, (*statement).is_local),
+            _ => Concern::None,
+        }
+    }
+}
+
+/// The statement for the hooks after us and the server, when it has been done: the setting takes the value it has.
+pub fn echoed(utility: &Utility) -> Course {
+    // SAFETY: a deep copy of a SET.
+    unsafe {
+        let copy: *mut pg_sys::PlannedStmt = pg_sys::copyObjectImpl(utility.statement.cast()).cast();
+        let set: *mut pg_sys::VariableSetStmt = (*copy).utilityStmt.cast();
+        (*set).kind = pg_sys::VariableSetKind::VAR_SET_CURRENT;
+        (*set).args = std::ptr::null_mut();
+        Course {
+            statement: copy,
+            tell_when_done: false,
         }
     }
 }

@@ -260,3 +260,12 @@ pub fn set_check_message(message: &str, detail: Option<&str>, hint: Option<&str>
         }
     }
 }
+
+/// Whether this process serves a replication connection.
+pub fn is_walsender() -> bool {
+    extern "C" {
+        static am_walsender: bool;
+    }
+    // SAFETY: a global of the server's.
+    unsafe { am_walsender }
+}

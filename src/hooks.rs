@@ -26,6 +26,7 @@ pub static HANDLERS: Handlers = Handlers {
     reported: statements::reported,
     last_words: session::last_words,
     before_run: statements::before_run,
+    before_outside: statements::before_outside,
     before_commit: || {
         // May still change something.
         session::before_commit();

@@ -33,6 +33,7 @@ extern "C-unwind" fn _PG_init() {
     pg::rights::register_provider();
     pg::guc::install(&session::HANDLERS);
     pg::trampoline::install(&hooks::HANDLERS);
+    pg::outside::install();
     pg::own_objects::install(session::refuse_change);
     pg::trigger::install(guard::rights_changed);
     settings::close();

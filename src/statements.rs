@@ -85,6 +85,8 @@ thread_local! {
     static OWED_ON_DISK: Cell<bool> = const { Cell::new(false) };
     /// The text of the newest statement that ended well.
     static LAST_TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// When the client's message came of which it was told that it acts outside, before or without a statement.
+    static OUTSIDE_TOLD: Cell<i64> = const { Cell::new(0) };
     /// A statement of this transaction has been told, or is open.
     static TOLD: Cell<bool> = const { Cell::new(false) };
 }
@@ -412,6 +414,26 @@ pub fn before_run(way: Way) {
             tell_begun();
             audit::wait_flushed(OWED.get());
         }
+    }
+}
+
+/// A function that may act outside of the transaction may be called from here on. May wait, and raises when what calls it
+/// can't be on record: then it isn't called.
+pub fn before_outside() {
+    // Borrowed: a function of a type's, for what is being noted down.
+    let Some(open) = OPEN.with(|all| all.try_borrow_mut().ok().map(|all| !all.is_empty())) else {
+        return;
+    };
+    if open {
+        before_run(Way::Outside);
+    } else if who().is_some_and(|who| who.waits() > AuditWait::off) {
+        // Called by the protocol, or while a statement is planned.
+        let message = identity::statement_start();
+        if OUTSIDE_TOLD.replace(message) != message {
+            tell_unknown();
+            TOLD.set(true);
+        }
+        audit::wait_flushed(OWED.get());
     }
 }
 

@@ -3,13 +3,20 @@
 //! The audit rows of a transaction that commits get there before it by the order of the WAL. Two things must be known for
 //! that: whether there is anything to lose, and what doesn't go that way.
 
-use super::catch;
-use super::nodes::{list_integers, list_pointers, tag};
+use super::nodes::{list_integers, list_oids, list_pointers, tag};
+use super::{catch, outside};
 use pgrx::pg_sys::{self, NodeTag};
+use std::ffi::{c_int, CStr};
 
 extern "C-unwind" {
     /// async.c: raises if the transaction has listened or notified, and does nothing else.
     fn AtPrepare_Notify();
+    /// pg_inherits.c: a relation and all below it.
+    fn find_all_inheritors(
+        parent: pg_sys::Oid,
+        lock: pg_sys::LOCKMODE,
+        parents: *mut *mut pg_sys::List,
+    ) -> *mut pg_sys::List;
 }
 
 /// Whether the transaction, about to commit, has an id: then its commit is in the WAL.
@@ -41,7 +48,7 @@ pub enum Way {
 }
 
 /// Of a utility statement. What it says of functions and procedures is not known: those that end transactions come to
-/// PRE_COMMIT, and those that act outside by themselves are not seen.
+/// PRE_COMMIT, and those that act outside by themselves are seen when they are looked up.
 ///
 /// # Safety
 /// `statement` is a utility statement's node.
@@ -63,6 +70,20 @@ pub unsafe fn of_utility(statement: *mut pg_sys::Node) -> Way {
                 let copy = &*statement.cast::<pg_sys::CopyStmt>();
                 let to_file = !copy.is_from && !copy.filename.is_null();
                 if copy.is_program || to_file || (copy.is_from && is_foreign(copy.relation)) {
+                    Way::Outside
+                } else {
+                    Way::Commit
+                }
+            }
+            Some(NodeTag::T_CallStmt) if outside::seen() => Way::Outside,
+            Some(NodeTag::T_DoStmt) => {
+                let arguments = (*statement.cast::<pg_sys::DoStmt>()).args;
+                let untrusted = list_pointers(arguments).any(|argument| {
+                    let argument = argument.cast::<pg_sys::DefElem>();
+                    CStr::from_ptr((*argument).defname) == c"language"
+                        && outside::names_untrusted(CStr::from_ptr(pg_sys::defGetString(argument)))
+                });
+                if untrusted {
                     Way::Outside
                 } else {
                     Way::Commit
@@ -104,8 +125,54 @@ unsafe fn is_foreign(relation: *mut pg_sys::RangeVar) -> bool {
                 None,
                 std::ptr::null_mut(),
             );
-            relation != pg_sys::InvalidOid && pg_sys::get_rel_relkind(relation) as u8 == pg_sys::RELKIND_FOREIGN_TABLE
+            relation != pg_sys::InvalidOid && goes_abroad(relation, pg_sys::get_rel_relkind(relation) as u8)
         }
+    }
+}
+
+/// Whether rows put into a relation may go to a foreign table: it is one, or one of its partitions is.
+///
+/// # Safety
+/// In a transaction.
+unsafe fn goes_abroad(relation: pg_sys::Oid, kind: u8) -> bool {
+    // SAFETY: catalog look-ups, without locks on the partitions; the list is ours.
+    unsafe {
+        match kind {
+            pg_sys::RELKIND_FOREIGN_TABLE => true,
+            pg_sys::RELKIND_PARTITIONED_TABLE => {
+                any_foreign_table() && {
+                    let all = find_all_inheritors(relation, pg_sys::NoLock as pg_sys::LOCKMODE, std::ptr::null_mut());
+                    let abroad =
+                        list_oids(all).any(|part| pg_sys::get_rel_relkind(part) as u8 == pg_sys::RELKIND_FOREIGN_TABLE);
+                    pg_sys::list_free(all);
+                    abroad
+                }
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether the database has a foreign table at all, which few have.
+unsafe fn any_foreign_table() -> bool {
+    // SAFETY: the scan and the catalog are closed again; an error closes them with the transaction.
+    unsafe {
+        let catalog = pg_sys::table_open(
+            pg_sys::ForeignTableRelationId,
+            pg_sys::AccessShareLock as pg_sys::LOCKMODE,
+        );
+        let scan = pg_sys::systable_beginscan(
+            catalog,
+            pg_sys::InvalidOid,
+            false,
+            std::ptr::null_mut(),
+            0,
+            std::ptr::null_mut(),
+        );
+        let any = !pg_sys::systable_getnext(scan).is_null();
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(catalog, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        any
     }
 }
 
@@ -116,12 +183,21 @@ unsafe fn is_foreign(relation: *mut pg_sys::RangeVar) -> bool {
 pub unsafe fn of_query(statement: *const pg_sys::PlannedStmt) -> Way {
     // SAFETY: result relations are places in the range table, from 1.
     unsafe {
-        let foreign = list_integers((*statement).resultRelations).any(|place| {
-            list_pointers((*statement).rtable)
-                .nth(usize::try_from(place).unwrap_or(0).wrapping_sub(1))
-                .is_some_and(|entry| {
-                    (*entry.cast::<pg_sys::RangeTblEntry>()).relkind as u8 == pg_sys::RELKIND_FOREIGN_TABLE
-                })
+        if (*statement).resultRelations.is_null() {
+            return Way::Commit;
+        }
+        let results = |place: usize| {
+            list_integers((*statement).resultRelations).any(|result| usize::try_from(result) == Ok(place))
+        };
+        // A partitioned table that is written to is locked like its partitions, but need not be among the results.
+        let foreign = list_pointers((*statement).rtable).enumerate().any(|(i, entry)| {
+            let entry = &*entry.cast::<pg_sys::RangeTblEntry>();
+            let kind = entry.relkind as u8;
+            entry.rtekind == pg_sys::RTEKind::RTE_RELATION
+                && match kind {
+                    pg_sys::RELKIND_FOREIGN_TABLE => results(i + 1),
+                    _ => entry.rellockmode == pg_sys::RowExclusiveLock as c_int && goes_abroad(entry.relid, kind),
+                }
         });
         if foreign {
             Way::Outside

@@ -13,6 +13,7 @@ pub mod latch;
 pub mod leftovers;
 pub mod nodes;
 pub mod objects;
+pub mod outside;
 pub mod own_objects;
 pub mod own_schema;
 pub mod parameters;

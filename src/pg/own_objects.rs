@@ -4,7 +4,7 @@
 //! Neither does anything but a load and a compare while nobody impersonates.
 
 use super::nodes::{list_pointers, tag};
-use super::{own_schema, store, trampoline};
+use super::{outside, own_schema, store, trampoline};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag, Oid};
 use std::cell::Cell;
@@ -100,6 +100,9 @@ unsafe extern "C-unwind" fn object_access(
     use pg_sys::ObjectAccessType::{OAT_DROP, OAT_FUNCTION_EXECUTE, OAT_POST_ALTER, OAT_POST_CREATE, OAT_TRUNCATE};
     // SAFETY: called as the server called us.
     unsafe {
+        if access == OAT_FUNCTION_EXECUTE {
+            outside::executes(object);
+        }
         // Replacing a function is told as its creation.
         if concerned() && [OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE, OAT_TRUNCATE].contains(&access) {
             object_changes(class, object);

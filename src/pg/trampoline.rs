@@ -13,7 +13,7 @@ use super::catch::with_undo;
 use super::effects::{self, Way};
 use super::parameters::Parameters;
 use super::relations::Relations;
-use super::{identity, nodes, portal, store};
+use super::{identity, nodes, outside, portal, store};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag, ProcessUtilityContext};
 use std::cell::Cell;
@@ -172,6 +172,8 @@ pub struct Handlers {
     /// A statement is about to run, the client's own or one inside it whose effects don't wait for the commit. May raise
     /// and wait.
     pub before_run: fn(Way),
+    /// A function that may act outside of the transaction may be called from here on. May raise and wait.
+    pub before_outside: fn(),
     /// The query in this utility statement begins. May raise.
     pub joined: fn(key: usize, Relations, Parameters, text: &[u8]),
     pub ran: fn(key: usize, rows: u64, Ran),
@@ -515,7 +517,10 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
         if !watching() {
             return start();
         }
-        let way = effects::of_query((*query).plannedstmt);
+        let way = match effects::of_query((*query).plannedstmt) {
+            Way::Commit if outside::seen() && !portal::is_switch((*query).plannedstmt) => Way::Outside,
+            way => way,
+        };
         let runs = flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0;
         let acts = way != Way::Commit && runs;
         let depth = DEPTH.0.get();
@@ -574,6 +579,15 @@ unsafe extern "C-unwind" fn query_begins(query: *mut pg_sys::QueryDesc, level: u
 #[pg_guard]
 unsafe extern "C-unwind" fn before_run(way: Way) {
     (handlers().before_run)(way);
+}
+
+/// See [`Handlers::before_outside`].
+///
+/// # Safety
+/// Where the server may raise.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn before_outside() {
+    (handlers().before_outside)();
 }
 
 #[pg_guard]

@@ -269,3 +269,15 @@ pub fn is_walsender() -> bool {
     // SAFETY: a global of the server's.
     unsafe { am_walsender }
 }
+
+/// pg_logical_emit_message(), whose name in C tells its arguments.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub const EMIT_MESSAGE: [u32; 2] = [
+    pg_sys::F_PG_LOGICAL_EMIT_MESSAGE_BOOL_TEXT_TEXT,
+    pg_sys::F_PG_LOGICAL_EMIT_MESSAGE_BOOL_TEXT_BYTEA,
+];
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+pub const EMIT_MESSAGE: [u32; 2] = [
+    pg_sys::F_PG_LOGICAL_EMIT_MESSAGE_BOOL_TEXT_TEXT_BOOL,
+    pg_sys::F_PG_LOGICAL_EMIT_MESSAGE_BOOL_TEXT_BYTEA_BOOL,
+];

@@ -468,7 +468,11 @@ fn l5_a_foreign_server_is_not_written_before_the_row_is_on_disk() {
                  OPTIONS (host '{}', port '{}', dbname '{}');
              CREATE USER MAPPING FOR PUBLIC SERVER self OPTIONS (user 'postgres', password_required 'false');
              CREATE FOREIGN TABLE ft (i int) SERVER self OPTIONS (table_name 't');
-             CREATE FUNCTION remote() RETURNS void LANGUAGE sql AS 'INSERT INTO ft VALUES (2)'",
+             CREATE FUNCTION remote() RETURNS void LANGUAGE sql AS 'INSERT INTO ft VALUES (2)';
+             CREATE TABLE parted (i int) PARTITION BY LIST (i);
+             CREATE TABLE here PARTITION OF parted FOR VALUES IN (7);
+             CREATE TABLE sub PARTITION OF parted DEFAULT PARTITION BY LIST (i);
+             CREATE FOREIGN TABLE there PARTITION OF sub FOR VALUES IN (8) SERVER self OPTIONS (table_name 't')",
             cluster.host().display(),
             cluster.port(),
             database.name
@@ -482,6 +486,11 @@ fn l5_a_foreign_server_is_not_written_before_the_row_is_on_disk() {
         "SELECT remote()",
         "DELETE FROM ft",
         "TRUNCATE ft",
+        "INSERT INTO parted VALUES (8)",
+        "INSERT INTO sub SELECT 8",
+        "WITH w AS (INSERT INTO parted VALUES (8) RETURNING i) SELECT * FROM w",
+        "UPDATE parted SET i = 8 WHERE i = 7",
+        "COPY parted FROM PROGRAM 'echo 8'",
     ] {
         fails_with("55P03", client.batch_execute(writes));
     }
@@ -490,4 +499,160 @@ fn l5_a_foreign_server_is_not_written_before_the_row_is_on_disk() {
     assert_eq!(number(&mut other, "SELECT count(*) FROM t"), 0);
     client.batch_execute("SELECT remote()").unwrap();
     assert_eq!(number(&mut other, "SELECT count(*) FROM t"), 1);
+}
+
+/// What acts outside of its transaction, though nothing of the statement says so: a language that may do anything, a
+/// library with connections of its own, a function that writes files.
+const OUTSIDE: &str = "
+    SELECT lo_from_bytea(4711, 'x');
+    CREATE EXTENSION dblink;
+    CREATE LANGUAGE plany HANDLER plpgsql_call_handler INLINE plpgsql_inline_handler VALIDATOR plpgsql_validator;
+    CREATE FUNCTION file(name text) RETURNS text LANGUAGE sql
+        AS $$ SELECT current_setting('data_directory') || '/' || name $$;
+    CREATE FUNCTION any_act(name text) RETURNS int LANGUAGE plany
+        AS $$ BEGIN RETURN lo_export(4711, file(name)); END $$;
+    CREATE FUNCTION folded(name text) RETURNS int IMMUTABLE LANGUAGE plany
+        AS $$ BEGIN RETURN lo_export(4711, file(name)); END $$;
+    CREATE FUNCTION inside(name text) RETURNS int LANGUAGE plpgsql
+        AS $$ DECLARE r int; BEGIN r := lo_export(4711, file(name)); RETURN r; END $$;
+    CREATE FUNCTION alias(oid, text) RETURNS int STRICT LANGUAGE internal AS 'be_lo_export';
+    CREATE PROCEDURE calls(name text) LANGUAGE plany AS $$ BEGIN PERFORM any_act(name); END $$;
+    CREATE FUNCTION fires() RETURNS trigger LANGUAGE plany
+        AS $$ BEGIN PERFORM lo_export(4711, file('trigger')); RETURN NEW; END $$;
+    CREATE TABLE hit (i int);
+    CREATE TRIGGER fires BEFORE INSERT ON hit FOR EACH ROW EXECUTE FUNCTION fires();
+    CREATE TABLE late (i int);
+    CREATE FUNCTION fires_late() RETURNS trigger LANGUAGE plany
+        AS $$ BEGIN PERFORM lo_export(4711, file('late')); RETURN NEW; END $$;
+    CREATE CONSTRAINT TRIGGER fires_late AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION fires_late()";
+
+#[test]
+fn l5_functions_that_act_outside_of_the_transaction_wait_before_they_do() {
+    let cluster = cluster();
+    let database = database(&cluster);
+    let folder = cluster.data();
+    let mut owner = database.connect(OWNER);
+    owner.batch_execute(OUTSIDE).unwrap();
+    let connection = format!(
+        "host={} port={} user={OWNER} dbname={}",
+        cluster.host().display(),
+        cluster.port(),
+        database.name
+    );
+    let function: u32 = owner.query_one("SELECT 'any_act'::regproc::oid", &[]).unwrap().get(0);
+    let mut client = as_bob(&database);
+    let mut raw = RawClient::connect(&cluster, OWNER, &database.name);
+    raw.simple("SELECT setuser('bob')");
+    let mut acts = vec![
+        format!("SELECT dblink_exec('{connection}', 'INSERT INTO t VALUES (1)')"),
+        format!("SELECT * FROM dblink('{connection}', 'INSERT INTO t VALUES (1) RETURNING i') AS d (i int)"),
+        "SELECT lo_export(4711, file('export'))".to_owned(),
+        "SELECT any_act('any')".to_owned(),
+        "SELECT count(*) FROM (SELECT any_act('any') OFFSET 0) AS s".to_owned(),
+        "SELECT folded('folded')".to_owned(),
+        "SELECT inside('inside')".to_owned(),
+        "SELECT alias(4711, file('alias'))".to_owned(),
+        "CALL calls('called')".to_owned(),
+        "DO LANGUAGE plany $$ BEGIN PERFORM any_act('done'); END $$".to_owned(),
+        "INSERT INTO hit VALUES (1)".to_owned(),
+        "BEGIN; INSERT INTO late VALUES (1); COMMIT".to_owned(),
+        "SELECT pg_reload_conf()".to_owned(),
+        "SELECT pg_create_physical_replication_slot('slot', true)".to_owned(),
+        "SELECT pg_logical_emit_message(false, 'a', 'b')".to_owned(),
+    ];
+    let mut locker = locked(&database);
+    for act in &acts {
+        let error = client.batch_execute(act);
+        assert_eq!(
+            error
+                .as_ref()
+                .err()
+                .and_then(|error| error.code())
+                .map(|code| code.code()),
+            Some("55P03"),
+            "{act}: {error:?}"
+        );
+        let _ = client.batch_execute("ROLLBACK");
+    }
+    let refused = raw.call(function, &[Some("protocol")]);
+    assert_eq!(error_in(&refused).map(|error| error.code).as_deref(), Some("55P03"));
+    // What is looked up without acting outside waits for nothing.
+    client
+        .batch_execute("SELECT file('none'); DO $$ BEGIN PERFORM 1; END $$")
+        .unwrap();
+    locker.batch_execute("ROLLBACK").unwrap();
+    let files = [
+        "export", "any", "folded", "inside", "alias", "called", "done", "trigger", "late", "protocol",
+    ];
+    for file in files {
+        assert!(!folder.join(file).exists(), "{file} was written before its row");
+    }
+    assert_eq!(number(&mut owner, "SELECT count(*) FROM t"), 0);
+    assert_eq!(number(&mut owner, "SELECT count(*) FROM pg_replication_slots"), 0);
+
+    acts.truncate(12);
+    for act in &acts {
+        client
+            .batch_execute(act)
+            .unwrap_or_else(|error| panic!("{act}: {error}"));
+    }
+    assert_eq!(error_in(&raw.call(function, &[Some("protocol")])), None);
+    for file in files {
+        assert!(folder.join(file).exists(), "{file}");
+    }
+    assert_eq!(number(&mut owner, "SELECT count(*) FROM t"), 2);
+    let me = pid(&mut client);
+    let told = told(&database, me);
+    for act in acts
+        .iter()
+        .filter(|act| !act.starts_with("BEGIN") && !act.contains("folded"))
+    {
+        let rows: Vec<_> = told
+            .iter()
+            .filter(|row| row.0 == *act || act.contains("dblink") && row.0.contains("dblink"))
+            .collect();
+        assert!(
+            rows.iter().any(|row| row.2.as_deref() == Some("begun")),
+            "{act}: {rows:?}"
+        );
+        assert!(
+            rows.iter()
+                .any(|row| row.1 == "00000" && row.2.as_deref() == Some("ended")),
+            "{act}: {rows:?}"
+        );
+    }
+}
+
+#[test]
+fn l5_a_function_that_was_looked_up_before_waits_as_well() {
+    let cluster = cluster();
+    let database = database(&cluster);
+    let folder = cluster.data();
+    database.connect(OWNER).batch_execute(OUTSIDE).unwrap();
+    let mut client = database.connect(OWNER);
+    // An expression of plpgsql's is looked up once in a transaction: here before the session impersonates anybody.
+    client
+        .batch_execute("BEGIN; SELECT inside('before'); SELECT setuser('bob')")
+        .unwrap();
+    let mut locker = locked(&database);
+    fails_with("55P03", client.batch_execute("SELECT inside('after')"));
+    client.batch_execute("ROLLBACK").unwrap();
+    assert!(folder.join("before").exists());
+    assert!(!folder.join("after").exists(), "written before its row");
+    locker.batch_execute("ROLLBACK").unwrap();
+    // In the next transaction nothing of that is left.
+    client.batch_execute("SELECT setuser('bob')").unwrap();
+    let mut locker = locked(&database);
+    client.batch_execute("BEGIN; SELECT 1; COMMIT; SELECT 2").unwrap();
+    locker.batch_execute("ROLLBACK").unwrap();
+    // A function that becomes another is judged anew.
+    client
+        .batch_execute(
+            "CREATE OR REPLACE FUNCTION file(name text) RETURNS text LANGUAGE plany AS $$ BEGIN RETURN name; END $$",
+        )
+        .unwrap();
+    let mut locker = locked(&database);
+    fails_with("55P03", client.batch_execute("SELECT file('any')"));
+    locker.batch_execute("ROLLBACK").unwrap();
 }

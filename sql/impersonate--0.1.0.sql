@@ -128,6 +128,30 @@ COMMENT ON FUNCTION impersonate.revoke_set_user(regrole, regrole[], regrole[], b
     'what REVOKE "SET USER" does: every right of grantee, or just the listed users, roles, or the any scope';
 
 ---------------------------------------------------------------------------------------------------------------------
+-- Names from outside
+---------------------------------------------------------------------------------------------------------------------
+CREATE SEQUENCE impersonate.user_mapping_position_seq;
+
+CREATE TABLE impersonate.user_mapping (
+    external_name text   NOT NULL PRIMARY KEY
+        CHECK (external_name <> '')
+        -- A pattern that is none is an error here, and not at somebody's switch.
+        CHECK (NOT starts_with(external_name, '/') OR ('' ~ substr(external_name, 2)) IS NOT NULL),
+    role          text   NOT NULL CHECK (role <> ''),
+    position      bigint NOT NULL DEFAULT nextval('impersonate.user_mapping_position_seq')
+);
+ALTER SEQUENCE impersonate.user_mapping_position_seq OWNED BY impersonate.user_mapping.position;
+REVOKE ALL ON impersonate.user_mapping FROM PUBLIC;
+COMMENT ON TABLE impersonate.user_mapping IS
+    'names that are no roles, such as e-mail addresses, and the roles that they stand for as a target';
+COMMENT ON COLUMN impersonate.user_mapping.external_name IS
+    $$the name, or a regular expression after a slash: '/^(.*)@example\.com$'$$;
+COMMENT ON COLUMN impersonate.user_mapping.role IS $$the role; in it \1 is what the expression has in parentheses$$;
+COMMENT ON COLUMN impersonate.user_mapping.position IS 'the first that fits, in this order, counts';
+SELECT pg_catalog.pg_extension_config_dump('impersonate.user_mapping', '');
+SELECT pg_catalog.pg_extension_config_dump('impersonate.user_mapping_position_seq', '');
+
+---------------------------------------------------------------------------------------------------------------------
 -- The switch
 ---------------------------------------------------------------------------------------------------------------------
 CREATE FUNCTION pg_catalog.setuser(

@@ -4,7 +4,7 @@ use crate::pg::roles::Catalogs;
 use crate::pg::{active, identity, portal, rights};
 use crate::switch::{self, refusal, Door, Request};
 use crate::target;
-use crate::{audit, grants, guard, session, statements, trail};
+use crate::{audit, exempt, grants, guard, session, statements, trail};
 use impersonate_policy as policy;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::{self, Oid};
@@ -123,7 +123,7 @@ fn not_own(what: &str, usage: &str) -> ! {
     ))
 }
 
-fn judged(target: &[u8], impersonator: &[u8]) -> (Catalogs, Verdict) {
+fn judged(target: &[u8], impersonator: &[u8]) -> (Catalogs, Verdict, Option<String>) {
     let target = target::resolve(target)
         .unwrap_or_else(|refusal| session::raise(&refusal))
         .role;
@@ -137,13 +137,15 @@ fn judged(target: &[u8], impersonator: &[u8]) -> (Catalogs, Verdict) {
     };
     let catalogs = Catalogs::default();
     let verdict = guard::judge(&catalogs, impersonator, target, via, guard::rules());
-    (catalogs, verdict)
+    let exempt = exempt::why(impersonator, target);
+    (catalogs, verdict, exempt)
 }
 
 /// `impersonate.can_setuser`
 #[pg_extern(stable, parallel_restricted)]
 fn can_setuser(target: Option<&[u8]>, impersonator: Option<&[u8]>) -> Option<bool> {
-    Some(judged(target?, impersonator?).1.allowed())
+    let (_, verdict, exempt) = judged(target?, impersonator?);
+    Some(verdict.allowed() && exempt.is_none())
 }
 
 /// `impersonate.explain_setuser`
@@ -166,7 +168,20 @@ fn explain_setuser(
     let (Some(target), Some(impersonator)) = (target, impersonator) else {
         return TableIterator::new(Vec::new());
     };
-    let (catalogs, verdict) = judged(target, impersonator);
+    let (catalogs, verdict, exempt) = judged(target, impersonator);
+    let exempt = exempt.map(|why| {
+        let text = |text: &str| identity::to_server(text);
+        let remedy = Some(text("ALTER SYSTEM SET impersonate.exempt_roles = ..."));
+        let (required, held) = (text("neither role is exempt"), text(&why));
+        (
+            b"exempt".to_vec(),
+            text("impersonate.exempt_roles"),
+            required,
+            held,
+            false,
+            remedy,
+        )
+    });
     let rows: Vec<_> = verdict
         .conditions
         .iter()
@@ -182,6 +197,7 @@ fn explain_setuser(
                 row.remedy.map(text),
             )
         })
+        .chain(exempt)
         .collect();
     TableIterator::new(rows)
 }

@@ -11,7 +11,7 @@ use crate::pg::active::{self, Entry, Note};
 use crate::pg::guc::{name_bytes, name_of, name_text, Refusal, Rules, TargetState};
 use crate::pg::roles::{role_id, Catalogs};
 use crate::pg::{backends, changes, identity, role_lock};
-use crate::{session, settings, statements};
+use crate::{exempt, session, settings, statements};
 use impersonate_policy as policy;
 use pgrx::pg_sys::Oid;
 use pgrx::PgSqlErrorCode;
@@ -104,6 +104,12 @@ fn judged(
                 sentence: format!("Criterion S5: role \"{}\" does not exist.", name_text(name)),
             });
         }
+    }
+    if let Some(why) = exempt::why(state.impersonator, state.target) {
+        return Some(Broken {
+            criterion: "exempt",
+            sentence: why,
+        });
     }
     let via = (state.via != Oid::INVALID).then_some(state.via);
     let verdict = judge_with(world, reaches, state.impersonator, state.target, via, rules);

@@ -4,6 +4,7 @@
 
 mod api;
 mod audit;
+mod exempt;
 mod grants;
 mod guard;
 mod hooks;

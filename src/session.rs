@@ -68,7 +68,7 @@ struct Session {
     /// How the transaction, or the part of it whose settings are being popped, ended.
     ending: Cell<TransactionEnd>,
     /// What the connection started with, and why that can't be had: whether it is in force is for `refused` to say.
-    refusal: RefCell<Option<(Name, Refusal)>>,
+    refusal: RefCell<Option<(Vec<u8>, Refusal)>>,
     refused: Cell<bool>,
     /// When the target of an impersonation expires, where that was read again after it began.
     expires: Cell<([u8; 16], pgrx::pg_sys::TimestampTz)>,
@@ -256,7 +256,6 @@ fn target_assigned(state: Option<&TargetState>) {
                 hint: Some("End the impersonation with SELECT setuser();".to_owned()),
             });
         }
-        session.starting.set(false);
         session.refused.set(refused);
         session.target.set(next.map(|state| Rc::new(*state)));
         derive();
@@ -268,27 +267,49 @@ fn target_assigned(state: Option<&TargetState>) {
 
 fn target_shown() -> Name {
     match refused() {
-        Some((name, _)) => name,
+        Some((name, _)) => name_of(&name),
         None => in_force().map_or([0; 64], |state| state.target_name),
     }
 }
 
-/// D1: the connection starts with this target. It opens in any case, and nothing else can be done in it while the switch
-/// isn't lawful.
-fn target_at_start(value: &CStr) -> Option<TargetState> {
-    SESSION.with(|session| session.starting.set(true));
-    match start_up::attempt(|| switch::at_start(value.to_bytes())) {
-        Ok(state) => Some(state),
-        Err(refusal) => {
-            let refused = (name_of(value.to_bytes()), refusal);
-            SESSION.with(|session| session.refusal.replace(Some(refused)));
-            None
-        }
+/// D1: the connection starts with this target. Whether that is lawful is asked when all its other settings are there,
+/// which say by what it is judged.
+fn target_at_start(value: &CStr) {
+    SESSION.with(|session| {
+        session.starting.set(true);
+        let refusal = Refusal {
+            sqlstate: PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            message: "the connection has not started yet".to_owned(),
+            detail: None,
+            hint: None,
+        };
+        session.refusal.replace(Some((value.to_bytes().to_vec(), refusal)));
+    });
+    trampoline::follow_transactions();
+}
+
+/// The transaction in which the connection started is about to end. The connection opens in any case, and nothing can be
+/// done in it while the switch isn't lawful.
+fn started() {
+    if !SESSION.with(|session| session.starting.replace(false)) {
+        return;
+    }
+    let Some((name, _)) = refused() else { return };
+    match start_up::attempt(|| switch::at_start(&name)) {
+        Ok(state) => SESSION.with(|session| {
+            guc::start_with(&state);
+            session.refused.set(false);
+            session.target.set(Some(Rc::new(state)));
+            derive();
+        }),
+        Err(refusal) => SESSION.with(|session| {
+            session.refusal.replace(Some((name, refusal)));
+        }),
     }
 }
 
 /// What the connection started with and can't have, while that is so.
-fn refused() -> Option<(Name, Refusal)> {
+fn refused() -> Option<(Vec<u8>, Refusal)> {
     SESSION.with(|session| {
         if session.refused.get() {
             session.refusal.borrow().clone()
@@ -626,10 +647,25 @@ pub struct Switch<'a> {
     pub door: &'a Door,
     /// The connection starts: the setting takes the value by itself.
     pub at_start: bool,
+    /// The name that the target was given by, where that is no role's.
+    pub external_name: Option<String>,
 }
 
-/// By what it was judged, where that is not the ordinary.
-const JUDGED_FULL: &[u8] = br#"{"criteria": "full"}"#;
+/// What there is to know of a switch that isn't ordinary.
+fn notes(switch: &Switch) -> Option<String> {
+    let mut notes = serde_json::Map::new();
+    if switch.rules.full {
+        notes.insert("criteria".to_owned(), "full".into());
+    }
+    if let Some(name) = &switch.external_name {
+        notes.insert("external_name".to_owned(), name.as_str().into());
+    }
+    if switch.at_start {
+        notes.insert("door".to_owned(), "connection".into());
+    }
+    let text = serde_json::Value::Object(notes).to_string();
+    (text != "{}").then(|| identity::speakable(&text).into_owned())
+}
 
 /// What a switch needs before it is judged: no cursors, and room in the queue. May wait, and raises.
 pub fn make_ready(local: bool, reason: Option<&[u8]>, door: &Door) -> usize {
@@ -649,7 +685,8 @@ pub fn make_ready(local: bool, reason: Option<&[u8]>, door: &Door) -> usize {
         role_name: &LONGEST_NAME,
         impersonation_id: Some([0; 16]),
         grant_id: Some(0),
-        detail: Some(JUDGED_FULL),
+        // At its longest: a name of 256 bytes, escaped, and the other notes.
+        detail: Some(&[b' '; 2048]),
         ..statements::blank_event(Kind::SetUser)
     }
     .size();
@@ -685,11 +722,12 @@ pub fn start(switch: Switch, space: usize) -> TargetState {
         reason: guc::Reason::new(switch.reason.unwrap_or_default()),
     };
     let value = CString::new(target_name).unwrap_or_default();
+    let detail = notes(&switch);
     let recorded = Event {
         statement: switch.door.statement(),
         command_tag: switch.door.tag(),
         reason: switch.reason,
-        ..event(Kind::SetUser, &state, state.rules.full.then_some(JUDGED_FULL))
+        ..event(Kind::SetUser, &state, detail.as_deref().map(str::as_bytes))
     };
     SESSION.with(|session| {
         if let Some(old) = session.told.get() {
@@ -879,6 +917,7 @@ fn refuse_open_cursors(local: bool) {
 
 /// The transaction is about to commit: what ends with it leaves nothing behind (S9).
 pub fn before_commit() {
+    started();
     if let Some(state) = in_force().filter(|state| state.local) {
         put_back(&state);
     }

@@ -86,6 +86,8 @@ static AUDIT_DESTINATION: GucSetting<AuditDestination> = GucSetting::<AuditDesti
 
 // None: a door that has an argument for it is better. It is set before, and stays until it is changed.
 static REASON: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+// None: a superuser passes every criterion, and a house that wants it otherwise says who is left alone.
+static EXEMPT_ROLES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 // None: who may act as whom is what rights say; a reason is what a house asks for besides.
 static REQUIRE_REASON: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
@@ -94,6 +96,11 @@ static LOCAL_ONLY: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 fn text(setting: &GucSetting<Option<CString>>) -> Option<Vec<u8>> {
     setting.get().map(CString::into_bytes).filter(|text| !text.is_empty())
+}
+
+/// Who neither impersonates nor is impersonated, as a list.
+pub fn exempt_roles() -> Option<Vec<u8>> {
+    text(&EXEMPT_ROLES)
 }
 
 /// The reason for impersonations that are given none.
@@ -174,6 +181,14 @@ pub fn define() {
         c"In what an impersonator must be at least the target.",
         c"roles (roles, attributes and rights), or full (also what the target itself owns or was granted on objects).",
         &CRITERIA,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"impersonate.exempt_roles",
+        c"Roles that can neither impersonate nor be impersonated, with their members, superusers included.",
+        c"A list of names; owner stands for the extension's owner, bypassrls for whoever has that attribute.",
+        &EXEMPT_ROLES,
         GucContext::Suset,
         GucFlags::default(),
     );

@@ -7,7 +7,7 @@ use crate::pg::roles::Catalogs;
 use crate::pg::{changes, identity};
 use crate::session::{self, Cause, Switch};
 use crate::target::{self, shown};
-use crate::{guard, settings, statements};
+use crate::{exempt, guard, settings, statements};
 use impersonate_policy as policy;
 use pgrx::PgSqlErrorCode;
 use policy::{quote_literal, Verdict, World};
@@ -125,8 +125,8 @@ fn start(door: &Door, target: &[u8], request: &Request, reason: Option<&[u8]>, a
     let space = session::make_ready(request.local, reason, door);
     let switching = Switching::begin();
     let seen = changes::look();
-    let role = match target::resolve(target) {
-        Ok(resolved) => resolved.role,
+    let (role, external) = match target::resolve(target) {
+        Ok(resolved) => (resolved.role, resolved.external),
         Err(nobody) => {
             switching.done();
             audit::release(space);
@@ -135,6 +135,11 @@ fn start(door: &Door, target: &[u8], request: &Request, reason: Option<&[u8]>, a
     };
     let catalogs = Catalogs::default();
     let (impersonator, rules) = (identity::session_user(), guard::rules());
+    if let Some(refusal) = exempt::refused(impersonator, role) {
+        switching.done();
+        audit::release(space);
+        deny(door, Some(target), &refusal, reason);
+    }
     let verdict = guard::judge(&catalogs, impersonator, role, session::via(), rules);
     if let Some(refusal) = refused(&catalogs, &verdict) {
         switching.done();
@@ -156,6 +161,8 @@ fn start(door: &Door, target: &[u8], request: &Request, reason: Option<&[u8]>, a
         with_settings: request.with_settings,
         door,
         at_start,
+        // D1: the audit keeps both names.
+        external_name: external.then(|| shown(target)),
     };
     session::start(switch, space)
 }
@@ -226,6 +233,14 @@ fn refused(catalogs: &Catalogs, verdict: &Verdict) -> Option<Refusal> {
 fn deny(door: &Door, target: Option<&[u8]>, refusal: &Refusal, reason: Option<&[u8]>) -> ! {
     let (statement, mut detail) = statements::kept_text(&door.statement);
     detail["target"] = target.map(shown).into();
+    if let Some(resolved) = target
+        .and_then(|target| target::resolve(target).ok())
+        .filter(|found| found.external)
+    {
+        let role = identity::role_name(resolved.role).unwrap_or_default();
+        detail["external_name"] = detail["target"].take();
+        detail["target"] = identity::to_utf8(&role).into();
+    }
     detail["message"] = refusal.message.as_str().into();
     detail["detail"] = refusal.detail.as_deref().into();
     if door.tag.is_empty() {

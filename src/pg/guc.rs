@@ -144,8 +144,8 @@ pub struct Refusal {
 pub struct Handlers {
     /// A value for `impersonate.target` that isn't empty: the state it stands for.
     pub target_wanted: fn(value: &CStr) -> Result<TargetState, Refusal>,
-    /// The connection starts with this value: the state that it stands for, or none while it can't be had.
-    pub target_at_start: fn(value: &CStr) -> Option<TargetState>,
+    /// The connection starts with this value, and what else it starts with is still to come. Must not raise.
+    pub target_at_start: fn(value: &CStr),
     /// `impersonate.target` takes this state; [`TargetState::REFUSED`] is one that was not to be had. May raise only while
     /// [`identity::in_transaction`].
     pub target_assigned: fn(Option<&TargetState>),
@@ -334,17 +334,40 @@ unsafe extern "C-unwind" fn assign_target(newval: *const c_char, extra: *mut c_v
     }
     // SAFETY: extra is null or what check_target wrote, and this value's own; the value is a string.
     unsafe {
-        let state = extra.cast::<TargetState>().as_mut();
-        if let Some(state) = state {
-            // Judged here and not by the check, which values pass that never take effect.
-            if state.id == [0; 16] && STARTING.0.replace(false) && identity::in_transaction() {
-                if let Some(lawful) = (handlers().target_at_start)(CStr::from_ptr(newval)) {
-                    *state = lawful;
-                }
-            }
-            return (handlers().target_assigned)(Some(state));
+        let state = extra.cast::<TargetState>().as_ref();
+        if state.is_some_and(|state| state.id == [0; 16]) && STARTING.0.replace(false) {
+            (handlers().target_at_start)(CStr::from_ptr(newval));
         }
-        (handlers().target_assigned)(None);
+        (handlers().target_assigned)(state);
+    }
+}
+
+/// The value that the connection started with stands for this state from now on.
+pub fn start_with(state: &TargetState) {
+    let record = version::find_string_setting(c"impersonate.target");
+    // SAFETY: the value is one that check_at_start wrote a state for, which is its own and also that of the value to
+    // reset to.
+    unsafe {
+        if let Some(place) = (*record).gen_.extra.cast::<TargetState>().as_mut() {
+            if place.id == [0; 16] {
+                *place = *state;
+            }
+        }
+    }
+}
+
+/// Has a value count for none.
+unsafe fn empty(newval: *mut *mut c_char) -> bool {
+    // SAFETY: the value is replaced by another of the settings' own memory.
+    unsafe {
+        let empty = version::setting_alloc(1).cast::<c_char>();
+        if empty.is_null() {
+            return false;
+        }
+        *empty = 0;
+        version::setting_free((*newval).cast());
+        *newval = empty;
+        true
     }
 }
 
@@ -352,6 +375,9 @@ unsafe extern "C-unwind" fn assign_target(newval: *const c_char, extra: *mut c_v
 unsafe fn check_at_start(newval: *mut *mut c_char, extra: *mut *mut c_void, source: GucSource::Type) -> bool {
     // SAFETY: the value is replaced by another of the settings' own memory.
     unsafe {
+        if !version::is_client_backend() {
+            return empty(newval);
+        }
         let place = match source {
             GucSource::PGC_S_CLIENT if version::is_walsender() => {
                 return refuse(&Refusal {
@@ -374,14 +400,7 @@ unsafe fn check_at_start(newval: *mut *mut c_char, extra: *mut *mut c_void, sour
                 format!("ignoring setting \"impersonate.target\" {place}"),
                 "It counts when it comes from the client or from ALTER ROLE."
             );
-            let empty = version::setting_alloc(1).cast::<c_char>();
-            if empty.is_null() {
-                return false;
-            }
-            *empty = 0;
-            version::setting_free((*newval).cast());
-            *newval = empty;
-            return true;
+            return empty(newval);
         }
         let state = version::setting_alloc(std::mem::size_of::<TargetState>()).cast::<TargetState>();
         if state.is_null() {
@@ -741,9 +760,14 @@ pub fn guard_settings() {
                     (*setting).assign_hook = Some(assign_change::<f64>);
                 }
                 PGC_STRING => {
+                    if name == c"impersonate.exempt_roles" {
+                        (*setting).flags |= pg_sys::GUC_LIST_INPUT as i32;
+                    }
                     let setting = setting.cast::<pg_sys::config_string>();
                     (*setting).check_hook = Some(if name == c"impersonate.require_reason" {
                         check_pattern
+                    } else if name == c"impersonate.exempt_roles" {
+                        check_list
                     } else {
                         check_change::<*mut c_char>
                     });
@@ -794,6 +818,30 @@ unsafe extern "C-unwind" fn check_pattern(
         }
         true
     }
+}
+
+/// A list that is none is refused. Roles in it may come later.
+#[pg_guard]
+unsafe extern "C-unwind" fn check_list(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    source: GucSource::Type,
+) -> bool {
+    // SAFETY: the value is null or a string.
+    unsafe {
+        if !may_change(source) {
+            return false;
+        }
+        if (*new).is_null() || super::exempt::entries(CStr::from_ptr(*new).to_bytes()).is_some() {
+            return true;
+        }
+    }
+    refuse(&Refusal {
+        sqlstate: pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        message: "invalid list of roles for setting \"impersonate.exempt_roles\"".to_owned(),
+        detail: None,
+        hint: Some("SET impersonate.exempt_roles = 'role, \"Role\", owner, bypassrls';".to_owned()),
+    })
 }
 
 #[pg_guard]

@@ -281,3 +281,9 @@ pub const EMIT_MESSAGE: [u32; 2] = [
     pg_sys::F_PG_LOGICAL_EMIT_MESSAGE_BOOL_TEXT_TEXT_BOOL,
     pg_sys::F_PG_LOGICAL_EMIT_MESSAGE_BOOL_TEXT_BYTEA_BOOL,
 ];
+
+/// Whether this process serves a client's connection, and not the server itself or an extension.
+pub fn is_client_backend() -> bool {
+    // SAFETY: a global of the server's.
+    unsafe { pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND || is_walsender() }
+}

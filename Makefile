@@ -2,7 +2,7 @@
 #
 # PG_CONFIG=...       install, build: the server that you have (default: the pg_config in your PATH)
 # TEST_PG_CONFIG=...  demo, check, bench: a server to use instead of the private one; the extension goes into it
-# STAGE="..."         check: only these stages (lint policy regress isolation server)
+# STAGE="..."         check: only these stages (lint policy regress isolation server clients)
 # FEATURES=...        check: cargo features on top, such as test-entries
 # ACCEPT=1            check-regress, check-isolation: take what comes out as what is expected
 # CORE_SOURCE=...     check-core: the source tree of the server, instead of fetching it
@@ -15,7 +15,7 @@ export PG TEST_PG_CONFIG STAGE FEATURES PROFILE ACCEPT DESTDIR CORE_SOURCE SQLSM
 
 SHELL = /bin/bash
 
-.PHONY: help setup demo psql check check-lint check-policy check-regress check-isolation check-server check-core bench \
+.PHONY: help setup demo psql check check-lint check-policy check-regress check-isolation check-server check-clients check-core bench \
 	dev build install uninstall clean
 
 help: ## this list
@@ -44,6 +44,9 @@ check-isolation: ## two sessions at once: tests/isolation
 
 check-server: ## tests that start, stop and kill servers: tests/server
 	@STAGE=server scripts/check.sh
+
+check-clients: ## real clients (psql, psycopg, asyncpg, pgjdbc, node-postgres, pgbouncer) by every door: tests/clients
+	@STAGE=clients scripts/check.sh
 
 check-core: ## Postgres' own regression suite with the extension preloaded; not part of check
 	@scripts/check-core.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # check.sh: every test and lint, fast ones first. The last line is "N passed, N failed", and no other line is like it.
 #
-# STAGE="lint policy regress isolation server"  only these
+# STAGE="lint policy regress isolation server clients"  only these
 # FEATURES=test-entries                         cargo features on top, in the library that is tested
 # PROFILE=release                               the library as it is released; otherwise without optimisation
 # ACCEPT=1                                      golden files: what comes out becomes what is expected
@@ -9,7 +9,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$root"
 
-STAGE=${STAGE:-lint policy regress isolation server}
+STAGE=${STAGE:-lint policy regress isolation server clients}
 # The tests force what cannot happen otherwise; a release has no entry for it.
 FEATURES=${FEATURES:-test-entries}
 # What hangs is stopped: one golden file or isolation spec, and the whole of the server tests.
@@ -228,12 +228,28 @@ stage_server() {
     finish
 }
 
+stage_clients() {
+    local log=$logs/clients.log counts line
+    begin clients "real clients, each by every door that it can reach"
+    if install_library; then
+        scripts/check-clients.sh >"$log" 2>&1 || true
+        counts=$(sed -nE 's/^([0-9]+) ok, ([0-9]+) not ok$/\1 \2/p' "$log")
+        if [ -n "$counts" ]; then
+            ok "${counts% *}"
+            while IFS= read -r line; do bad "${line#not ok }"; done < <(grep '^not ok ' "$log")
+        else
+            bad "check-clients.sh did not get to its end" 1 "$log"
+        fi
+    fi
+    finish
+}
+
 # --------------------------------------------------------------------------------------------------------------- run ---
 
 for stage in $STAGE; do
     case $stage in
-        lint | policy | regress | isolation | server) ;;
-        *) die "there is no stage $stage" "stages: lint policy regress isolation server" ;;
+        lint | policy | regress | isolation | server | clients) ;;
+        *) die "there is no stage $stage" "stages: lint policy regress isolation server clients" ;;
     esac
 done
 

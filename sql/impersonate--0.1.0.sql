@@ -161,9 +161,9 @@ CREATE FUNCTION pg_catalog.setuser(
 COMMENT ON FUNCTION pg_catalog.setuser(text, text, boolean, text, boolean, boolean) IS
     'act as target until setuser(), or until the end of the transaction with local; returns the role now in force';
 
-CREATE PROCEDURE impersonate.impersonate_user(target text)
+CREATE PROCEDURE impersonate.impersonate_user(target text, reason text DEFAULT NULL)
     LANGUAGE c AS 'MODULE_PATHNAME', 'impersonate_user_wrapper';
-COMMENT ON PROCEDURE impersonate.impersonate_user(text) IS 'act as target, or end with NULL: setuser() as a CALL';
+COMMENT ON PROCEDURE impersonate.impersonate_user(text, text) IS 'act as target, or end with NULL: setuser() as a CALL';
 
 CREATE FUNCTION impersonate.set_config(setting text, value text, is_local boolean)
     RETURNS text LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'set_config_wrapper';

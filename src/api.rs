@@ -45,18 +45,21 @@ fn setuser(
 
 /// `impersonate.impersonate_user`: start or switch over, or end with NULL (D1).
 #[pg_extern(volatile, parallel_unsafe)]
-fn impersonate_user(target: Option<&[u8]>, fcinfo: pg_sys::FunctionCallInfo) {
+fn impersonate_user(target: Option<&[u8]>, reason: Option<&[u8]>, fcinfo: pg_sys::FunctionCallInfo) {
     require_preloading();
     if !portal::is_clients_own_procedure(fcinfo) {
         not_own("impersonate_user()", "CALL impersonate.impersonate_user('role');");
     }
-    let name = target.map_or_else(|| b"NULL".to_vec(), switch::quoted);
     let door = Door {
         key: statements::newest_utility(),
         tag: b"CALL",
-        statement: [b"CALL impersonate.impersonate_user(", &name[..], b")"].concat(),
+        statement: switch::sent(),
     };
-    switch::go(&door, &Request::of(target));
+    let request = Request {
+        reason,
+        ..Request::of(target)
+    };
+    switch::go(&door, &request);
 }
 
 /// What a client's own `SELECT set_config(...)` calls where it may be about `impersonate.target` (D1; see
@@ -78,16 +81,10 @@ fn set_config(
         "SELECT set_config('impersonate.target', 'role', false);",
     );
     let target = value.filter(|value| !value.is_empty());
-    let end = format!(", {local})");
     let door = Door {
         key,
         tag: b"SELECT",
-        statement: [
-            b"SELECT set_config('impersonate.target', ",
-            &switch::quoted(target.unwrap_or_default())[..],
-            end.as_bytes(),
-        ]
-        .concat(),
+        statement: switch::sent(),
     };
     let request = Request {
         local,

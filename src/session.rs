@@ -605,12 +605,16 @@ fn event<'a>(kind: Kind, state: &'a TargetState, detail: Option<&'a [u8]>) -> Ev
     }
 }
 
+/// Text that goes with an end.
+const END_TEXT: usize = 256;
+
 fn tell_end(state: &TargetState, cause: Cause, statement: Option<(&[u8], &[u8])>) {
     let detail = cause.detail();
     active::publish(Slot::InForce, None);
     let end = event(Kind::ResetUser, state, Some(detail.as_bytes()));
     statements::tell_standing(&Event {
-        statement: statement.map(|(_, text)| text),
+        // Its room is that of any standing event.
+        statement: statement.map(|(_, text)| identity::cut(text, END_TEXT)),
         command_tag: statement.map(|(tag, _)| tag),
         ..end
     });

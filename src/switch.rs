@@ -4,7 +4,7 @@ use crate::audit::{self, Event, Kind};
 use crate::pg::guc::{name_bytes, name_cstring, name_of, Refusal, TargetState};
 use crate::pg::role_lock::Switching;
 use crate::pg::roles::Catalogs;
-use crate::pg::{changes, identity};
+use crate::pg::{changes, identity, portal};
 use crate::session::{self, Cause, Switch};
 use crate::target::{self, shown};
 use crate::{exempt, guard, settings, statements};
@@ -282,21 +282,19 @@ impl Door {
     }
 }
 
+/// The client's statement as it was sent, without secrets.
+pub fn sent() -> Vec<u8> {
+    statements::kept_text(portal::clients_text()).0
+}
+
 /// SET, SET LOCAL and RESET of `impersonate.target`, as the client's own statement (D1).
 pub fn set(value: Option<&[u8]>, local: bool) {
     let target = value.filter(|value| !value.is_empty());
-    let (tag, statement) = match value {
-        Some(value) => {
-            let set = if local { "SET LOCAL" } else { "SET" };
-            let statement = with_name(&format!("{set} impersonate.target = "), Some(value), "");
-            (&b"SET"[..], statement)
-        }
-        None => (&b"RESET"[..], b"RESET impersonate.target".to_vec()),
-    };
+    let tag: &[u8] = if value.is_some() { b"SET" } else { b"RESET" };
     let door = Door {
         key: statements::newest_utility(),
         tag,
-        statement,
+        statement: sent(),
     };
     let request = Request {
         local,

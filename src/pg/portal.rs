@@ -39,8 +39,11 @@ pub unsafe fn mark_bare_call(query: *mut pg_sys::Query) -> pg_sys::Oid {
             && !q.hasTargetSRFs
             && !q.hasSubLinks
             && (q.jointree.is_null() || ((*q.jointree).fromlist.is_null() && (*q.jointree).quals.is_null()));
-        if !bare || q.targetList.is_null() || (*q.targetList).length != 1 {
+        if !bare || q.targetList.is_null() {
             return pg_sys::Oid::INVALID;
+        }
+        if (*q.targetList).length != 1 {
+            return mark_set_configs(query);
         }
         let Some(entry) = list_pointers(q.targetList).next() else {
             return pg_sys::Oid::INVALID;
@@ -61,34 +64,88 @@ pub unsafe fn mark_bare_call(query: *mut pg_sys::Query) -> pg_sys::Oid {
     }
 }
 
-/// The client's call of set_config() is to be one of our own function of that name, which hands on whatever isn't about
-/// `impersonate.target`. Nothing is changed where the name of the setting is another's, or the extension isn't there.
+/// Marks a query of several calls if they are all set_config() with constants or parameters: what one is, they are.
+unsafe fn mark_set_configs(query: *mut pg_sys::Query) -> pg_sys::Oid {
+    // SAFETY: the caller's query; each node is tested for its tag.
+    unsafe {
+        let calls = || {
+            list_pointers((*query).targetList)
+                .map(|entry| (*entry.cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::FuncExpr>())
+        };
+        let all = calls().all(|call| {
+            tag(call) == Some(NodeTag::T_FuncExpr)
+                && (*call).funcid == SET_CONFIG
+                && (*call).funcformat == pg_sys::CoercionForm::COERCE_EXPLICIT_CALL
+                && list_pointers((*call).args).all(|argument| is_plain(argument.cast()))
+        });
+        if !all {
+            return pg_sys::Oid::INVALID;
+        }
+        for call in calls() {
+            (*call).location = MARK;
+        }
+        SET_CONFIG
+    }
+}
+
+/// The client's calls of set_config() are to be ones of our own function of that name, which hands on whatever isn't
+/// about who the session is. Nothing is changed where the name of the setting is another's, or the extension isn't there.
 ///
 /// # Safety
 /// `query` was marked by [`mark_bare_call`], which said [`SET_CONFIG`].
 pub unsafe fn take_set_config(query: *mut pg_sys::Query) {
-    // SAFETY: the caller's promise; each node is tested for its tag before it is read as that node.
+    // SAFETY: the caller's promise.
     unsafe {
-        let Some(entry) = list_pointers((*query).targetList).next() else {
-            return;
+        let calls = || {
+            list_pointers((*query).targetList)
+                .map(|entry| (*entry.cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::FuncExpr>())
         };
-        let call = (*entry.cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::FuncExpr>();
-        let Some(first) = list_pointers((*call).args).next() else {
+        if !calls().any(|call| may_name_identity(call)) {
             return;
-        };
-        if tag(first.cast::<pg_sys::Node>()) == Some(NodeTag::T_Const) {
-            let name = &*first.cast::<pg_sys::Const>();
-            if name.constisnull {
-                return;
-            }
-            let name = pg_sys::text_to_cstring(name.constvalue.cast_mut_ptr());
-            if !is_target(name) {
-                return;
-            }
         }
-        if let Some(own) = super::own_objects::own_function(c"set_config") {
+        let Some(own) = super::own_objects::own_function(c"set_config") else {
+            return;
+        };
+        for call in calls().filter(|&call| may_name_identity(call)) {
             (*call).funcid = own;
         }
+    }
+}
+
+/// Whether the first argument names, or may turn out to name, a setting that says who the session is.
+unsafe fn may_name_identity(call: *mut pg_sys::FuncExpr) -> bool {
+    // SAFETY: a call with plain arguments, of which a constant is a text or null.
+    unsafe {
+        let Some(first) = list_pointers((*call).args).next() else {
+            return false;
+        };
+        if tag(first.cast::<pg_sys::Node>()) != Some(NodeTag::T_Const) {
+            return true;
+        }
+        let name = &*first.cast::<pg_sys::Const>();
+        if name.constisnull {
+            return false;
+        }
+        let name = std::ffi::CStr::from_ptr(pg_sys::text_to_cstring(name.constvalue.cast_mut_ptr())).to_bytes();
+        [&b"impersonate.target"[..], b"role", b"session_authorization"]
+            .iter()
+            .any(|known| name.eq_ignore_ascii_case(known))
+    }
+}
+
+/// The active portal's statement as the client sent it.
+pub fn clients_text<'a>() -> &'a [u8] {
+    // SAFETY: the portal, its statements and its text are valid while it is active.
+    unsafe {
+        let portal = pg_sys::ActivePortal;
+        if portal.is_null() {
+            return b"";
+        }
+        let Some(statement) = list_pointers((*portal).stmts).next() else {
+            return b"";
+        };
+        let statement = statement.cast::<pg_sys::PlannedStmt>();
+        super::trampoline::statement_text((*portal).sourceText, (*statement).stmt_location, (*statement).stmt_len)
     }
 }
 
@@ -111,6 +168,21 @@ pub fn core_set_config(fcinfo: pg_sys::FunctionCallInfo) -> Option<Vec<u8>> {
     }
     // SAFETY: our function has the same arguments, and the same result: a text.
     unsafe {
+        // The server asked whether ours may be called, and not for the one that the client named.
+        let may = pgrx::direct_function_call::<bool>(
+            pg_sys::has_function_privilege_id,
+            &[
+                Some(pg_sys::Datum::from(SET_CONFIG)),
+                pgrx::IntoDatum::into_datum("EXECUTE"),
+            ],
+        );
+        if may != Some(true) {
+            pgrx::ereport!(
+                pgrx::PgLogLevel::ERROR,
+                pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                "permission denied for function set_config"
+            );
+        }
         let value = pg_sys::ffi::pg_guard_ffi_boundary(|| set_config_by_name(fcinfo));
         pgrx::FromDatum::from_datum(value, (*fcinfo).isnull)
     }
@@ -263,13 +335,14 @@ pub unsafe fn is_clients_own_call(fcinfo: pg_sys::FunctionCallInfo) -> bool {
             return false;
         }
         let plan = (*statement.cast::<pg_sys::PlannedStmt>()).planTree;
-        if tag(plan) != Some(NodeTag::T_Result) || (*plan).targetlist.is_null() || (*(*plan).targetlist).length != 1 {
+        if tag(plan) != Some(NodeTag::T_Result) {
             return false;
         }
-        let Some(entry) = list_pointers((*plan).targetlist).next() else {
-            return false;
-        };
-        (*entry.cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::Node>() == call
+        // One call, or nothing but marked ones.
+        let targets = || list_pointers((*plan).targetlist).map(|entry| (*entry.cast::<pg_sys::TargetEntry>()).expr);
+        targets().all(|target| {
+            tag(target) == Some(NodeTag::T_FuncExpr) && (*target.cast::<pg_sys::FuncExpr>()).location == MARK
+        }) && targets().any(|target| target.cast::<pg_sys::Node>() == call)
     }
 }
 

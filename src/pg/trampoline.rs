@@ -948,7 +948,7 @@ unsafe extern "C-unwind" fn error_reported(sqlstate: c_int, level: c_int) {
 }
 
 /// The part of a query string that is this statement (as queryjumble.c cleans it).
-unsafe fn statement_text<'a>(source: *const c_char, location: c_int, length: c_int) -> &'a [u8] {
+pub(super) unsafe fn statement_text<'a>(source: *const c_char, location: c_int, length: c_int) -> &'a [u8] {
     if source.is_null() {
         return b"";
     }

@@ -1,0 +1,493 @@
+//! Every door leads to the same: D1, and what is asked at each of them.
+
+mod stage;
+
+use impersonate_server_tests::raw::{error_in, rows_in};
+use stage::{Stage, PROTOCOLS};
+
+/// A door by which one becomes somebody, with its command tag, and one that ends it.
+struct Door {
+    begin: &'static str,
+    end: &'static str,
+    tags: (&'static str, &'static str),
+}
+
+const DOORS: [Door; 7] = [
+    Door {
+        begin: "SET impersonate.target = '<bob>'",
+        end: "RESET impersonate.target",
+        tags: ("SET", "RESET"),
+    },
+    Door {
+        begin: "SET SESSION \"Impersonate.TARGET\" TO <bob>",
+        end: "SET impersonate.target = ''",
+        tags: ("SET", "SET"),
+    },
+    Door {
+        begin: "SET impersonate.target TO '<bob>'",
+        end: "SET impersonate.target TO DEFAULT",
+        tags: ("SET", "RESET"),
+    },
+    Door {
+        begin: "SELECT set_config('impersonate.target', '<bob>', false)",
+        end: "SELECT set_config('impersonate.target', '', false)",
+        tags: ("SELECT", "SELECT"),
+    },
+    Door {
+        begin: "SELECT pg_catalog.set_config('IMPERSONATE.target', '<bob>', false)",
+        end: "SELECT set_config('impersonate.target', NULL, false)",
+        tags: ("SELECT", "SELECT"),
+    },
+    Door {
+        begin: "CALL impersonate.impersonate_user('<bob>')",
+        end: "CALL impersonate.impersonate_user(NULL)",
+        tags: ("CALL", "CALL"),
+    },
+    Door {
+        begin: "CALL impersonate.impersonate_user(target => '<bob>', reason => NULL)",
+        end: "SELECT setuser()",
+        tags: ("CALL", "SELECT"),
+    },
+];
+
+#[test]
+fn d1_every_door_begins_and_any_ends() {
+    let stage = Stage::new();
+    for protocol in PROTOCOLS {
+        for door in DOORS {
+            let mut session = stage.session();
+            session.ok_by(protocol, door.begin);
+            session.is("bob");
+            assert_eq!(session.value("SHOW impersonate.target"), stage.name("bob"));
+            session.ok_by(protocol, door.end);
+            session.is_itself();
+            assert_eq!(stage.history(session.pid()), ["+bob", "-bob asked"], "{}", door.begin);
+            let told = stage.audit(session.pid(), &["SETUSER", "RESETUSER"]);
+            assert_eq!(told[0].statement, Some(stage.sql(door.begin)));
+            assert_eq!(told[0].tag.as_deref(), Some(door.tags.0));
+            assert_eq!(told[1].statement, Some(stage.sql(door.end)));
+            assert_eq!(told[1].tag.as_deref(), Some(door.tags.1));
+            let rows = stage.audit(session.pid(), &["STATEMENT"]);
+            assert!(
+                !rows.iter().any(|row| row.statement == Some(stage.sql(door.end))),
+                "an end is told once: {rows:#?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn d1_any_door_ends_what_another_began_and_switches_over() {
+    let stage = Stage::new();
+    let mut session = stage.session();
+    for begin in DOORS {
+        for end in DOORS {
+            session.ok("SELECT setuser('<carol>')");
+            session.ok(begin.begin);
+            session.is("bob");
+            session.ok(end.end);
+            session.is_itself();
+        }
+    }
+}
+
+#[test]
+fn d1_every_door_is_judged_and_a_refusal_is_on_record() {
+    let stage = Stage::new();
+    stage.admin("REVOKE \"SET USER\" (<bob>) FROM <imp>");
+    for protocol in PROTOCOLS {
+        for door in DOORS {
+            let mut session = stage.session();
+            let error = session.fails_by(protocol, "42501", door.begin);
+            assert!(error.detail.is_some(), "{error:?}");
+            assert!(error.hint.unwrap().contains("GRANT \"SET USER\""));
+            session.is_itself();
+            let denied = stage.audit(session.pid(), &["DENIED"]);
+            assert_eq!(denied.len(), 1, "{denied:#?}");
+            assert_eq!(denied[0].statement, Some(stage.sql(door.begin)));
+            assert_eq!(denied[0].tag.as_deref(), Some(door.tags.0));
+            assert_eq!(denied[0].sqlstate, "42501");
+            // A later attempt is judged afresh (S6).
+            session.ok_by(protocol, &door.begin.replace("<bob>", "<carol>"));
+            session.is("carol");
+            // Judged against the login: a switch over too, and a refusal leaves what is.
+            session.fails_by(protocol, "42501", door.begin);
+            session.is("carol");
+        }
+    }
+}
+
+#[test]
+fn d1_nobody_of_that_name() {
+    let stage = Stage::new();
+    let mut session = stage.session();
+    for door in DOORS {
+        for name in ["nobody_of_this_name", &"x".repeat(70)] {
+            session.fails("42704", &door.begin.replace("<bob>", name));
+            session.is_itself();
+        }
+    }
+}
+
+const LOCAL: [&str; 3] = [
+    "SET LOCAL impersonate.target = '<bob>'",
+    "SELECT set_config('impersonate.target', '<bob>', true)",
+    "SELECT setuser('<bob>', local => true)",
+];
+
+#[test]
+fn s3_local_doors_last_to_the_end_of_the_transaction() {
+    let stage = Stage::new();
+    for protocol in PROTOCOLS {
+        for door in LOCAL {
+            for end in ["COMMIT", "ROLLBACK"] {
+                let mut session = stage.session();
+                session.ok("BEGIN");
+                session.ok_by(protocol, door);
+                session.is("bob");
+                session.ok(end);
+                session.is_itself();
+                // Over a lasting one.
+                session.ok("SET impersonate.target = '<carol>'");
+                session.ok("BEGIN");
+                session.ok_by(protocol, door);
+                session.is("bob");
+                session.ok(end);
+                session.is("carol");
+                session.ok("RESET impersonate.target");
+                session.is_itself();
+            }
+        }
+    }
+}
+
+#[test]
+fn s3_every_door_is_undone_as_set_is() {
+    let stage = Stage::new();
+    stage.admin("CREATE TABLE <s>.d (a int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED); GRANT ALL ON <s>.d TO PUBLIC");
+    for protocol in PROTOCOLS {
+        for door in DOORS {
+            let mut session = stage.session();
+            session.ok("BEGIN");
+            session.ok_by(protocol, door.begin);
+            session.is("bob");
+            session.ok("ROLLBACK");
+            session.is_itself();
+
+            session.ok("BEGIN; SAVEPOINT a");
+            session.ok_by(protocol, door.begin);
+            session.ok("ROLLBACK TO a");
+            session.is_itself();
+            session.ok_by(protocol, door.begin);
+            session.ok("SAVEPOINT b");
+            session.ok_by(protocol, door.end);
+            session.is_itself();
+            session.ok("ROLLBACK TO b");
+            session.is("bob");
+            session.ok("COMMIT");
+            session.is("bob");
+
+            session.ok("BEGIN");
+            session.ok_by(protocol, door.end);
+            session.is_itself();
+            session.ok("INSERT INTO <s>.d VALUES (1), (1)");
+            session.fails("23505", "COMMIT");
+            session.is("bob");
+        }
+    }
+}
+
+#[test]
+fn s7_no_door_goes_round_a_cookie_or_no_revert() {
+    let stage = Stage::new();
+    for protocol in PROTOCOLS {
+        for start in [
+            "SELECT setuser('<carol>', cookie => 'c')",
+            "SELECT setuser('<carol>', no_revert => true)",
+        ] {
+            let mut session = stage.session();
+            session.ok(start);
+            for door in DOORS {
+                session.fails_by(protocol, "42501", door.begin);
+                session.fails_by(protocol, "42501", door.end);
+                session.is("carol");
+            }
+            for door in LOCAL {
+                session.fails_by(protocol, "42501", door);
+                session.is("carol");
+            }
+        }
+    }
+}
+
+#[test]
+fn x3_local_only_holds_at_every_door() {
+    let stage = Stage::new();
+    stage.admin("ALTER ROLE <imp> SET impersonate.local_only = on");
+    let mut session = stage.session();
+    for door in DOORS {
+        session.fails("55000", door.begin);
+        session.is_itself();
+    }
+    for door in LOCAL {
+        session.ok("BEGIN");
+        session.ok(door);
+        session.is("bob");
+        session.ok("COMMIT");
+        session.is_itself();
+    }
+}
+
+#[test]
+fn s4_no_door_opens_from_the_inside() {
+    let stage = Stage::new();
+    stage.admin(
+        "CREATE FUNCTION <s>.run(text) RETURNS text LANGUAGE plpgsql AS
+             $$ BEGIN EXECUTE $1; RETURN current_user; END $$;
+         CREATE PROCEDURE <s>.walk(what text) LANGUAGE plpgsql AS $$ BEGIN EXECUTE what; COMMIT; END $$;
+         CREATE FUNCTION <s>.plain(text) RETURNS text LANGUAGE sql AS
+             $$ SELECT set_config('impersonate.target', $1, false) $$;
+         CREATE PROCEDURE <s>.calls(text) LANGUAGE sql AS $$ CALL impersonate.impersonate_user($1) $$",
+    );
+    for actor in [None, Some("carol")] {
+        let mut session = stage.session();
+        if let Some(actor) = actor {
+            session.ok(&format!("SET impersonate.target = '<{actor}>'"));
+        }
+        let mut attacks = vec![
+            "SELECT <s>.plain('<bob>')".to_owned(),
+            "SELECT * FROM <s>.plain('<bob>')".to_owned(),
+            "CALL <s>.calls('<bob>')".to_owned(),
+            "CALL impersonate.impersonate_user(<s>.run('SELECT 1'))".to_owned(),
+            "SELECT set_config('impersonate.target', '<bob>', false) WHERE true".to_owned(),
+            "SELECT set_config('impersonate.target', '<bob>', false), 1".to_owned(),
+            "SELECT set_config('impersonate.target', '<bob>', false) FROM generate_series(1, 2)".to_owned(),
+            "SELECT set_config('impersonate.target', lower('<bob>'), false)".to_owned(),
+            "SELECT impersonate.set_config('impersonate.target', '<bob>', false) LIMIT 1".to_owned(),
+            "WITH x AS (SELECT set_config('impersonate.target', '<bob>', false)) SELECT * FROM x".to_owned(),
+            "EXPLAIN ANALYZE SELECT set_config('impersonate.target', '<bob>', false)".to_owned(),
+            "COPY (SELECT set_config('impersonate.target', '<bob>', false)) TO STDOUT".to_owned(),
+            "UPDATE pg_settings SET setting = '<bob>' WHERE name = 'impersonate.target'".to_owned(),
+        ];
+        for door in DOORS.iter().map(|door| door.begin).chain(LOCAL) {
+            attacks.push(format!("SELECT <s>.run($a${door}$a$)"));
+            attacks.push(format!("DO $a$ BEGIN EXECUTE $b${door}$b$; END $a$"));
+            attacks.push(format!("CALL <s>.walk($a${door}$a$)"));
+        }
+        for attack in attacks {
+            for protocol in PROTOCOLS {
+                session.fails_by(protocol, "0A000", &attack);
+                match actor {
+                    Some(actor) => session.is(actor),
+                    None => session.is_itself(),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn s4_what_was_prepared_by_sql_is_no_door() {
+    let stage = Stage::new();
+    let mut session = stage.session();
+    session.ok("PREPARE p AS SELECT set_config('impersonate.target', '<bob>', false)");
+    session.fails("0A000", "EXECUTE p");
+    session.is_itself();
+    session.ok("BEGIN; DECLARE c CURSOR FOR SELECT set_config('impersonate.target', '<bob>', false)");
+    session.fails("0A000", "FETCH c");
+    session.ok("ROLLBACK");
+    session.is_itself();
+}
+
+#[test]
+fn d1_set_config_takes_parameters() {
+    let stage = Stage::new();
+    let mut session = stage.session();
+    let bob = stage.name("bob");
+    for (sql, parameters) in [
+        ("SELECT set_config($1, $2, false)", vec!["impersonate.target", &bob]),
+        ("SELECT set_config('impersonate.target', $1, $2)", vec![&bob, "f"]),
+    ] {
+        let parameters: Vec<_> = parameters.into_iter().map(Some).collect();
+        let answer = session.raw.extended(sql, &parameters);
+        assert_eq!(error_in(&answer), None, "{sql}");
+        assert_eq!(rows_in(&answer)[0][0].as_ref(), Some(&bob));
+        session.is("bob");
+        session.ok("RESET impersonate.target");
+        session.is_itself();
+    }
+    // Anything else is the server's own.
+    let answer = session
+        .raw
+        .extended("SELECT set_config($1, $2, false)", &[Some("work_mem"), Some("2MB")]);
+    assert_eq!(rows_in(&answer)[0][0].as_deref(), Some("2MB"));
+    assert_eq!(session.value("SHOW work_mem"), "2MB");
+    assert_eq!(
+        session.value("SELECT set_config('role', '<grp>', false)"),
+        stage.name("grp")
+    );
+    session.is_itself_in_role("grp");
+}
+
+#[test]
+fn d1_whoever_may_not_call_set_config_may_not_by_our_door() {
+    let stage = Stage::alone();
+    stage.admin("REVOKE EXECUTE ON FUNCTION set_config(text, text, boolean) FROM PUBLIC");
+    let mut session = stage.session();
+    session.fails("42501", "SELECT set_config('role', '<grp>', false)");
+    session.is_itself();
+}
+
+#[test]
+fn s9_the_end_by_any_door_restores_the_session() {
+    let stage = Stage::new();
+    for door in DOORS {
+        let mut session = stage.session();
+        session.ok("SET work_mem = '3MB'");
+        session.ok(door.begin);
+        session.ok("SET work_mem = '9MB'; SET search_path = pg_temp; CREATE TEMP TABLE trap (a int)");
+        session.ok(door.end);
+        assert_eq!(session.value("SHOW work_mem"), "3MB");
+        assert_eq!(session.value("SHOW search_path"), stage.name("s"));
+        session.fails("42P01", "SELECT * FROM pg_temp.trap");
+    }
+}
+
+#[test]
+fn x3_discard_all_ends_and_reset_all_leaves_it() {
+    let stage = Stage::new();
+    for door in DOORS {
+        let mut session = stage.session();
+        session.ok(door.begin);
+        session.ok("RESET ALL; SET search_path = <s>");
+        session.is("bob");
+        session.ok("DISCARD ALL");
+        session.is_itself();
+    }
+}
+
+#[test]
+fn g6_a_right_of_a_group_without_inherit_works_after_set_role_at_every_door() {
+    let stage = Stage::new();
+    stage.admin(
+        "REVOKE \"SET USER\" (<bob>) FROM <imp>; GRANT \"SET USER\" (<bob>) TO <own>; ALTER ROLE <imp> NOINHERIT",
+    );
+    if stage.look("SELECT current_setting('server_version_num')::int >= 160000")[0][0].as_deref() == Some("t") {
+        stage.admin("GRANT <own> TO <imp> WITH INHERIT FALSE");
+    }
+    for door in DOORS {
+        let mut session = stage.session();
+        session.fails("42501", door.begin);
+        session.is_itself();
+        session.ok("SET ROLE <own>");
+        session.ok(door.begin);
+        session.is("bob");
+        session.ok(door.end);
+        session.is_itself_in_role("own");
+    }
+}
+
+#[test]
+fn the_reason_of_a_door_without_one_is_a_setting() {
+    let stage = Stage::new();
+    for door in DOORS {
+        let mut session = stage.session();
+        session.ok("SET impersonate.reason = 'INC-1 it''s'");
+        session.ok(door.begin);
+        let told = stage.audit(session.pid(), &["SETUSER"]);
+        assert_eq!(told[0].reason.as_deref(), Some("INC-1 it's"));
+        session.fails("42501", "SET impersonate.reason = 'other'");
+        session.ok(door.end);
+    }
+    let mut session = stage.session();
+    session.ok("SET impersonate.reason = 'setting'");
+    session.ok("CALL impersonate.impersonate_user('<bob>', 'given')");
+    session.ok("SELECT setuser('<carol>', reason => 'too')");
+    let reasons: Vec<_> = stage
+        .audit(session.pid(), &["SETUSER"])
+        .into_iter()
+        .map(|row| row.reason)
+        .collect();
+    assert_eq!(reasons, [Some("given".to_owned()), Some("too".to_owned())]);
+}
+
+#[test]
+fn a_required_reason_is_required_at_every_door() {
+    let stage = Stage::new();
+    stage.admin("ALTER ROLE <imp> SET impersonate.require_reason = '^INC-[0-9]+$'");
+    let doors = DOORS
+        .iter()
+        .map(|door| door.begin)
+        .chain(LOCAL)
+        .chain(["SELECT setuser('<bob>')"]);
+    for door in doors {
+        let mut session = stage.session();
+        let error = session.fails("42501", door);
+        assert!(error.hint.unwrap().contains("impersonate.reason"));
+        assert_eq!(stage.audit(session.pid(), &["DENIED"]).len(), 1);
+        session.ok("SET impersonate.reason = 'because'");
+        session.fails("42501", door);
+        session.is_itself();
+        session.ok("SET impersonate.reason = 'INC-12'");
+        session.ok("BEGIN");
+        session.ok(door);
+        session.is("bob");
+        session.ok("ROLLBACK");
+        session.fails("42501", "SET impersonate.require_reason = ''");
+        // What gives a reason of its own.
+        session.ok("RESET impersonate.reason");
+        session.ok("SELECT setuser('<bob>', reason => 'INC-1')");
+        session.ok("SELECT setuser()");
+        session.is_itself();
+    }
+}
+
+#[test]
+fn a_required_reason_is_a_regular_expression() {
+    let stage = Stage::new();
+    let mut session = stage.session_of("postgres");
+    for bad in ["(", "[", "a{2,1}", "*", "\\"] {
+        session.fails("2201B", &format!("SET impersonate.require_reason = '{bad}'"));
+        assert_eq!(session.value("SHOW impersonate.require_reason"), "");
+    }
+    session.ok("SET impersonate.require_reason = 'é+'");
+    session.ok("RESET impersonate.require_reason");
+}
+
+#[test]
+fn d1_whoever_may_not_call_set_config_may_not_by_a_parameter_either() {
+    let stage = Stage::alone();
+    stage.admin("REVOKE EXECUTE ON FUNCTION set_config(text, text, boolean) FROM PUBLIC");
+    let mut session = stage.session();
+    let answer = session
+        .raw
+        .extended("SELECT set_config($1, $2, false)", &[Some("work_mem"), Some("2MB")]);
+    assert_eq!(error_in(&answer).unwrap().code, "42501");
+}
+
+#[test]
+fn d1_several_calls_of_set_config_in_one_select() {
+    let stage = Stage::new();
+    for protocol in PROTOCOLS {
+        let mut session = stage.session();
+        session.ok("BEGIN");
+        session.ok_by(
+            protocol,
+            "SELECT set_config('search_path', '<s>', true), set_config('impersonate.target', '<bob>', true),
+                    set_config('request.jwt.claims', '{}', true)",
+        );
+        session.is("bob");
+        assert_eq!(session.value("SHOW request.jwt.claims"), "{}");
+        session.ok("COMMIT");
+        session.is_itself();
+        assert_eq!(session.value("SELECT current_setting('request.jwt.claims', true)"), "");
+        for mixed in [
+            "SELECT set_config('impersonate.target', '<bob>', false), set_config('a.b', <s>.f(), false)",
+            "SELECT set_config('impersonate.target', '<bob>', false), pg_backend_pid()",
+        ] {
+            stage.admin("CREATE OR REPLACE FUNCTION <s>.f() RETURNS text LANGUAGE sql AS 'SELECT ''x'''");
+            session.fails_by(protocol, "0A000", mixed);
+            session.is_itself();
+        }
+    }
+}

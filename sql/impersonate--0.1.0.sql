@@ -99,6 +99,34 @@ COMMENT ON FUNCTION impersonate.dumped_grants() IS 'the rights by role name, for
 SELECT pg_catalog.pg_extension_config_dump('impersonate.set_user_grant',
     'WHERE false UNION ALL SELECT * FROM impersonate.dumped_grants()');
 
+-- Whose privileges the accesses under a right need, where that is not for impersonate.scope to say.
+CREATE TABLE impersonate.grant_access (
+    grant_id bigint NOT NULL PRIMARY KEY,
+    access   text   NOT NULL CHECK (access IN ('target', 'intersection'))
+);
+REVOKE ALL ON impersonate.grant_access FROM PUBLIC;
+COMMENT ON TABLE impersonate.grant_access IS 'what impersonate.set_grant_scope() stored; numbers of rights are never used again';
+SELECT pg_catalog.pg_extension_config_dump('impersonate.grant_access', '');
+
+CREATE FUNCTION impersonate.set_grant_scope(grant_id bigint, access text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF access IS NULL OR access NOT IN ('target', 'intersection') THEN
+        RAISE EXCEPTION 'invalid scope: "%"', COALESCE(access, '') USING
+            ERRCODE = 'invalid_parameter_value', HINT = 'Valid values are "target" and "intersection".';
+    END IF;
+    PERFORM FROM impersonate.live_grants() g WHERE g.grant_id = set_grant_scope.grant_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'right % does not exist', COALESCE(grant_id::text, 'NULL') USING ERRCODE = 'undefined_object';
+    END IF;
+    DELETE FROM impersonate.grant_access a WHERE a.grant_id = set_grant_scope.grant_id;
+    INSERT INTO impersonate.grant_access VALUES (set_grant_scope.grant_id, set_grant_scope.access);
+END
+$$;
+COMMENT ON FUNCTION impersonate.set_grant_scope(bigint, text) IS
+    'intersection: impersonations by this right need the impersonator''s own privileges as well; target: as the server is set';
+REVOKE ALL ON FUNCTION impersonate.set_grant_scope(bigint, text) FROM PUBLIC;
+
 CREATE VIEW impersonate.grants AS
     SELECT g.grant_id,
            pg_catalog.pg_get_userbyid(g.grantee) AS grantee,
@@ -107,7 +135,8 @@ CREATE VIEW impersonate.grants AS
            CASE WHEN g.scope = 'any with roles' THEN n.names END AS with_roles,
            g.admin,
            pg_catalog.pg_get_userbyid(g.grantor) AS grantor,
-           g.granted_at
+           g.granted_at,
+           COALESCE((SELECT a.access FROM impersonate.grant_access a WHERE a.grant_id = g.grant_id), 'target') AS access
       FROM impersonate.live_grants() g,
            LATERAL (SELECT pg_catalog.array_agg(pg_catalog.pg_get_userbyid(r.oid) ORDER BY r.n) AS names
                       FROM ROWS FROM (pg_catalog.unnest(g.roles)) WITH ORDINALITY AS r(oid, n)) n;
@@ -493,3 +522,265 @@ COMMENT ON VIEW impersonate.audit_denied IS 'what was refused, by person and by 
 COMMENT ON COLUMN impersonate.audit_denied.person IS 'who logged in';
 COMMENT ON COLUMN impersonate.audit_denied.target IS 'the role that was wanted; none for what was no switch';
 REVOKE ALL ON impersonate.audit_denied FROM PUBLIC;
+
+---------------------------------------------------------------------------------------------------------------------
+-- Projects: what can be seen of a target
+---------------------------------------------------------------------------------------------------------------------
+CREATE TABLE impersonate.project_list (
+    name       text        NOT NULL PRIMARY KEY CHECK (name <> ''),
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE TABLE impersonate.project_content (
+    project text NOT NULL REFERENCES impersonate.project_list ON DELETE CASCADE,
+    kind    text NOT NULL CHECK (kind IN ('relation', 'schema')),
+    object  oid  NOT NULL,
+    name    text,
+    UNIQUE (project, kind, object)
+);
+CREATE TABLE impersonate.project_member (
+    project text    NOT NULL REFERENCES impersonate.project_list ON DELETE CASCADE,
+    role    oid     NOT NULL,
+    stamp   text    NOT NULL,
+    current boolean NOT NULL DEFAULT false,
+    UNIQUE (project, role)
+);
+CREATE UNIQUE INDEX project_member_current ON impersonate.project_member (role) WHERE current;
+REVOKE ALL ON impersonate.project_list, impersonate.project_content, impersonate.project_member FROM PUBLIC;
+COMMENT ON TABLE impersonate.project_list IS 'projects as stored. Read impersonate.projects instead';
+COMMENT ON TABLE impersonate.project_content IS 'what is in projects: relations, and schemas with all that is in them';
+COMMENT ON COLUMN impersonate.project_content.name IS 'in a dump alone, where object is 0';
+COMMENT ON TABLE impersonate.project_member IS 'who may choose a project, and whose current project it is';
+COMMENT ON COLUMN impersonate.project_member.stamp IS
+    'the role''s identity stamp, which a later role with its OID does not bear; in a dump its name, where role is 0';
+
+CREATE FUNCTION impersonate.projects_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'projects_changed_wrapper';
+COMMENT ON FUNCTION impersonate.projects_changed() IS 'has sessions that a project limits read it again';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.project_content
+    FOR EACH STATEMENT EXECUTE FUNCTION impersonate.projects_changed();
+ALTER TABLE impersonate.project_content ENABLE ALWAYS TRIGGER changed;
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.project_member
+    FOR EACH STATEMENT EXECUTE FUNCTION impersonate.projects_changed();
+ALTER TABLE impersonate.project_member ENABLE ALWAYS TRIGGER changed;
+
+CREATE FUNCTION impersonate.project_dropped() RETURNS event_trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'project_dropped_wrapper';
+COMMENT ON FUNCTION impersonate.project_dropped() IS 'takes relations and schemas that are dropped out of projects';
+CREATE EVENT TRIGGER impersonate_project_dropped ON sql_drop EXECUTE FUNCTION impersonate.project_dropped();
+COMMENT ON EVENT TRIGGER impersonate_project_dropped IS 'takes relations and schemas that are dropped out of projects';
+
+CREATE FUNCTION impersonate.stamp_role(role oid) RETURNS text
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'stamp_role_wrapper';
+COMMENT ON FUNCTION impersonate.stamp_role(oid) IS 'the identity stamp of a role, given to it if it has none';
+REVOKE ALL ON FUNCTION impersonate.stamp_role(oid) FROM PUBLIC;
+
+-- A dump has names in place of OIDs. What is not where it is restored is left out.
+CREATE FUNCTION impersonate.project_restored() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF TG_TABLE_NAME = 'project_content' THEN
+        IF NEW.object = 0 THEN
+            NEW.object := CASE NEW.kind WHEN 'schema' THEN to_regnamespace(NEW.name)::oid ELSE to_regclass(NEW.name)::oid END;
+            IF NEW.object IS NULL THEN
+                RAISE WARNING '% % does not exist, project "%" is restored without it', NEW.kind, NEW.name, NEW.project;
+                RETURN NULL;
+            END IF;
+            NEW.name := NULL;
+        END IF;
+    ELSIF NEW.role = 0 THEN
+        NEW.role := (SELECT r.oid FROM pg_roles r WHERE r.rolname = NEW.stamp);
+        IF NEW.role IS NULL THEN
+            RAISE WARNING 'role "%" does not exist, project "%" is restored without it', NEW.stamp, NEW.project;
+            RETURN NULL;
+        END IF;
+        NEW.stamp := impersonate.stamp_role(NEW.role);
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION impersonate.project_restored() IS 'finds what a dump names';
+CREATE TRIGGER restored BEFORE INSERT ON impersonate.project_content
+    FOR EACH ROW EXECUTE FUNCTION impersonate.project_restored();
+CREATE TRIGGER restored BEFORE INSERT ON impersonate.project_member
+    FOR EACH ROW EXECUTE FUNCTION impersonate.project_restored();
+
+CREATE FUNCTION impersonate.dumped_project_content() RETURNS SETOF impersonate.project_content
+    LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT c.project, c.kind, 0::pg_catalog.oid,
+           CASE c.kind WHEN 'schema' THEN c.object::pg_catalog.regnamespace::text
+                       ELSE c.object::pg_catalog.regclass::text END
+      FROM impersonate.project_content c
+$$;
+COMMENT ON FUNCTION impersonate.dumped_project_content() IS 'what is in projects by name, for pg_dump';
+CREATE FUNCTION impersonate.dumped_project_members() RETURNS SETOF impersonate.project_member
+    LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT m.project, 0::pg_catalog.oid, r.rolname::pg_catalog.text, m.current
+      FROM impersonate.project_member m
+      JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) m.role
+      JOIN pg_catalog.pg_shseclabel l ON l.objoid OPERATOR(pg_catalog.=) r.oid
+           AND l.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_authid'::pg_catalog.regclass
+           AND l.provider OPERATOR(pg_catalog.=) 'impersonate' AND l.label OPERATOR(pg_catalog.=) m.stamp
+$$;
+COMMENT ON FUNCTION impersonate.dumped_project_members() IS 'members of projects by name, for pg_dump';
+SELECT pg_catalog.pg_extension_config_dump('impersonate.project_list', '');
+SELECT pg_catalog.pg_extension_config_dump('impersonate.project_content',
+    'WHERE false UNION ALL SELECT * FROM impersonate.dumped_project_content()');
+SELECT pg_catalog.pg_extension_config_dump('impersonate.project_member',
+    'WHERE false UNION ALL SELECT * FROM impersonate.dumped_project_members()');
+
+CREATE FUNCTION impersonate.create_project(name text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF name IS NULL OR name = '' THEN
+        RAISE EXCEPTION 'a project needs a name' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO impersonate.project_list VALUES (create_project.name);
+EXCEPTION WHEN unique_violation THEN
+    RAISE EXCEPTION 'project "%" already exists', name USING ERRCODE = 'duplicate_object';
+END
+$$;
+COMMENT ON FUNCTION impersonate.create_project(text) IS 'makes a project: relations, and the roles that may choose it';
+
+CREATE FUNCTION impersonate.existing_project(name text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM FROM impersonate.project_list p WHERE p.name = existing_project.name FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'project "%" does not exist', COALESCE(name, '') USING
+            ERRCODE = 'undefined_object', HINT = 'SELECT name FROM impersonate.projects; shows those that do.';
+    END IF;
+    RETURN name;
+END
+$$;
+COMMENT ON FUNCTION impersonate.existing_project(text) IS 'raises for a project that does not exist';
+
+CREATE FUNCTION impersonate.drop_project(name text) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT impersonate.existing_project($1);
+    DELETE FROM impersonate.project_list p WHERE p.name = $1
+$$;
+COMMENT ON FUNCTION impersonate.drop_project(text) IS 'drops a project; nobody is limited by it any more';
+
+CREATE FUNCTION impersonate.add_to_project(project text, VARIADIC relations regclass[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    added oid;
+BEGIN
+    PERFORM impersonate.existing_project(project);
+    FOREACH added IN ARRAY relations LOOP
+        PERFORM FROM pg_class c WHERE c.oid = added AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't';
+        IF NOT FOUND THEN
+            RAISE EXCEPTION '"%" cannot be in a project', COALESCE(added::regclass::text, 'NULL') USING
+                ERRCODE = 'wrong_object_type',
+                DETAIL = 'A project has tables, views, materialized views, foreign tables and sequences that last.';
+        END IF;
+        INSERT INTO impersonate.project_content VALUES (add_to_project.project, 'relation', added) ON CONFLICT DO NOTHING;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION impersonate.add_to_project(text, regclass[]) IS
+    'adds relations; a partitioned table brings its partitions, a table the sequences of its columns';
+
+CREATE FUNCTION impersonate.remove_from_project(project text, VARIADIC relations regclass[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT impersonate.existing_project($1);
+    DELETE FROM impersonate.project_content c
+     WHERE c.project = $1 AND c.kind = 'relation' AND c.object = ANY ($2::oid[])
+$$;
+COMMENT ON FUNCTION impersonate.remove_from_project(text, regclass[]) IS 'takes relations out of a project';
+
+CREATE FUNCTION impersonate.add_schema_to_project(project text, schema regnamespace) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM impersonate.existing_project(project);
+    PERFORM FROM pg_namespace n WHERE n.oid = schema;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'schema "%" does not exist', COALESCE(schema::text, 'NULL') USING ERRCODE = 'invalid_schema_name';
+    END IF;
+    INSERT INTO impersonate.project_content VALUES (add_schema_to_project.project, 'schema', schema) ON CONFLICT DO NOTHING;
+END
+$$;
+COMMENT ON FUNCTION impersonate.add_schema_to_project(text, regnamespace) IS
+    'adds all relations of a schema, those to come as well';
+
+CREATE FUNCTION impersonate.remove_schema_from_project(project text, schema regnamespace) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT impersonate.existing_project($1);
+    DELETE FROM impersonate.project_content c
+     WHERE c.project = $1 AND c.kind = 'schema' AND c.object = $2::oid
+$$;
+COMMENT ON FUNCTION impersonate.remove_schema_from_project(text, regnamespace) IS 'takes a schema out of a project';
+
+CREATE FUNCTION impersonate.add_project_member(project text, member regrole) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    mark text := impersonate.stamp_role(member);
+BEGIN
+    PERFORM impersonate.existing_project(project);
+    IF mark IS NULL THEN
+        RAISE EXCEPTION 'role "%" does not exist', COALESCE(member::text, 'NULL') USING ERRCODE = 'undefined_object';
+    END IF;
+    -- Of a role that had this OID.
+    DELETE FROM impersonate.project_member m WHERE m.role = member AND m.stamp <> mark;
+    INSERT INTO impersonate.project_member VALUES (add_project_member.project, member, mark) ON CONFLICT DO NOTHING;
+END
+$$;
+COMMENT ON FUNCTION impersonate.add_project_member(text, regrole) IS 'lets a role choose the project with set_project()';
+
+CREATE FUNCTION impersonate.remove_project_member(project text, member regrole) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT impersonate.existing_project($1);
+    DELETE FROM impersonate.project_member m WHERE m.project = $1 AND m.role = $2::oid
+$$;
+COMMENT ON FUNCTION impersonate.remove_project_member(text, regrole) IS
+    'takes a member out of a project, and the limit from it';
+
+CREATE FUNCTION impersonate.set_project(project text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    self CONSTANT oid := session_user::regrole;
+    mark CONSTANT text := impersonate.stamp_role(self);
+BEGIN
+    UPDATE impersonate.project_member m SET current = false WHERE m.role = self AND m.current;
+    IF project IS NULL OR project = '' THEN
+        RETURN;
+    END IF;
+    PERFORM impersonate.existing_project(project);
+    UPDATE impersonate.project_member m SET current = true
+     WHERE m.project = set_project.project AND m.role = self AND m.stamp = mark;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'role "%" is not a member of project "%"', session_user, project USING
+            ERRCODE = 'insufficient_privilege',
+            HINT = format('SELECT impersonate.add_project_member(%L, %L);', project, quote_ident(session_user));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION impersonate.set_project(text) IS
+    'the project that limits what those see who act as the session user; none with NULL or an empty name';
+
+REVOKE ALL ON FUNCTION impersonate.create_project(text), impersonate.drop_project(text), impersonate.existing_project(text),
+    impersonate.add_to_project(text, regclass[]), impersonate.remove_from_project(text, regclass[]),
+    impersonate.add_schema_to_project(text, regnamespace), impersonate.remove_schema_from_project(text, regnamespace),
+    impersonate.add_project_member(text, regrole), impersonate.remove_project_member(text, regrole),
+    impersonate.dumped_project_content(), impersonate.dumped_project_members() FROM PUBLIC;
+
+CREATE VIEW impersonate.projects AS
+    WITH member AS (
+        SELECT m.project, pg_catalog.pg_get_userbyid(m.role) AS name, m.current
+          FROM impersonate.project_member m
+          JOIN pg_catalog.pg_shseclabel l ON l.objoid = m.role AND l.provider = 'impersonate' AND l.label = m.stamp
+               AND l.classoid = 'pg_catalog.pg_authid'::pg_catalog.regclass)
+    SELECT p.name,
+           (SELECT pg_catalog.array_agg(c.object::pg_catalog.regclass::text ORDER BY 1)
+              FROM impersonate.project_content c WHERE c.project = p.name AND c.kind = 'relation') AS relations,
+           (SELECT pg_catalog.array_agg(c.object::pg_catalog.regnamespace::text ORDER BY 1)
+              FROM impersonate.project_content c WHERE c.project = p.name AND c.kind = 'schema') AS schemas,
+           (SELECT pg_catalog.array_agg(m.name ORDER BY m.name) FROM member m WHERE m.project = p.name) AS members,
+           (SELECT pg_catalog.array_agg(m.name ORDER BY m.name) FROM member m WHERE m.project = p.name AND m.current)
+               AS current_for,
+           p.created_at
+      FROM impersonate.project_list p;
+COMMENT ON VIEW impersonate.projects IS 'projects: what is in them, who may choose them, whose current project they are';
+COMMENT ON COLUMN impersonate.projects.schemas IS 'schemas whose relations are all in the project';
+COMMENT ON COLUMN impersonate.projects.current_for IS 'members who chose it: whoever acts as one of them sees no more than this';
+GRANT SELECT ON impersonate.projects TO PUBLIC;

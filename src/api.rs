@@ -502,3 +502,9 @@ fn audit_queues() -> TableIterator<
         .collect();
     TableIterator::new(rows)
 }
+
+/// `impersonate.stamp_role`: NULL for a role that isn't there.
+#[pg_extern(volatile, parallel_unsafe)]
+fn stamp_role(role: Oid) -> Option<String> {
+    rights::stamp(role)
+}

@@ -74,6 +74,7 @@ pub fn rules() -> Rules {
     Rules {
         require_login: settings::require_login(),
         full: settings::criteria() == policy::Criteria::Full,
+        intersection: settings::intersection(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::pg::trampoline::{self, Course, Handlers, Utility};
 use crate::pg::utility::{self, Concern};
-use crate::pg::{active, changes, identity, leftovers, own_objects, rights, store};
+use crate::pg::{access, active, changes, identity, leftovers, own_objects, rights, store};
 use crate::{audit, grants, guard, session, settings, statements, switch};
 
 /// For `pg/trampoline.rs`.
@@ -19,7 +19,8 @@ pub static HANDLERS: Handlers = Handlers {
     concerns: |kind| {
         utility::concerns(kind)
             || (active::any_full() && utility::may_change_objects(kind))
-            || (trampoline::watching() && (own_objects::concerns(kind) || leftovers::concerns(kind)))
+            || (trampoline::watching()
+                && (own_objects::concerns(kind) || access::concerns(kind) || leftovers::concerns(kind)))
     },
     utility: before_utility,
     utility_done: after_utility,
@@ -60,6 +61,7 @@ fn before_utility(utility: &Utility) -> Course {
         if let Some(what) = utility::changes_product(utility) {
             session::refuse_change(&what);
         }
+        access::utility_begins(utility);
         session::note_leftovers(utility);
     }
     let changes_roles = utility::changes_roles(utility);

@@ -36,6 +36,7 @@ extern "C-unwind" fn _PG_init() {
     pg::trampoline::install(&hooks::HANDLERS);
     pg::outside::install();
     pg::own_objects::install(session::refuse_change);
+    pg::access::install(session::in_force, session::raise);
     pg::trigger::install(guard::rights_changed);
     settings::close();
 }

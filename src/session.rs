@@ -13,7 +13,7 @@ use crate::pg::active::{self, Note, Slot};
 use crate::pg::guc::{self, name_bytes, name_of, name_text, Handlers, Name, Refusal, RoleState, TargetState};
 use crate::pg::role_lock::{self, Switching};
 use crate::pg::trampoline::{self, TransactionEnd};
-use crate::pg::{changes, guc_values, identity, leftovers, portal, start_up};
+use crate::pg::{access, changes, guc_values, identity, leftovers, portal, start_up};
 use crate::switch::{self, Door};
 use crate::{guard, settings, statements};
 use pgrx::pg_sys::Oid;
@@ -705,6 +705,10 @@ const LONGEST_NAME: [u8; 64] = [b'n'; 64];
 pub fn start(switch: Switch, space: usize) -> TargetState {
     let impersonator_name = identity::role_name(switch.impersonator).unwrap_or_default();
     let target_name = identity::role_name(switch.target).unwrap_or_default();
+    let rules = guc::Rules {
+        intersection: switch.rules.intersection || switch.grant_id.is_some_and(access::right_is_intersected),
+        ..switch.rules
+    };
     let state = TargetState {
         id: crate::pg::rights::random_uuid(),
         impersonator: switch.impersonator,
@@ -713,7 +717,7 @@ pub fn start(switch: Switch, space: usize) -> TargetState {
         via: via().unwrap_or(Oid::INVALID),
         grant_id: switch.grant_id.unwrap_or(0),
         since: leftovers::statement_start(),
-        rules: switch.rules,
+        rules,
         valid_until: end_of(switch.target, switch.rules),
         impersonator_name: name_of(&impersonator_name),
         target_name: name_of(&target_name),

@@ -33,6 +33,22 @@ pub enum Criteria {
 
 // Roles: with full, nobody acts as one who has made a table, but by membership.
 static CRITERIA: GucSetting<Criteria> = GucSetting::<Criteria>::new(Criteria::roles);
+/// Whose privileges an impersonation's accesses need (D4).
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+#[allow(non_camel_case_types)]
+pub enum Access {
+    target,
+    intersection,
+}
+
+// Target: the criteria already ask the impersonator to be at least the target.
+static SCOPE: GucSetting<Access> = GucSetting::<Access>::new(Access::target);
+
+/// Whether accesses must be allowed to the impersonator as well (D4).
+pub fn intersection() -> bool {
+    SCOPE.get() == Access::intersection
+}
+
 /// What waits for an event's way to the disk (L5).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, PostgresGucEnum)]
 #[allow(non_camel_case_types)]
@@ -205,6 +221,14 @@ pub fn define() {
         c"A regular expression that the reason of an impersonation must match; empty: none is required.",
         c"Anywhere in it: ^ and $ tie it to the ends.",
         &REQUIRE_REASON,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"impersonate.scope",
+        c"Whose privileges each access of an impersonation needs.",
+        c"target (the target's), or intersection (also the impersonator's). Settled when an impersonation begins.",
+        &SCOPE,
         GucContext::Suset,
         GucFlags::default(),
     );

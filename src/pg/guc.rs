@@ -61,6 +61,7 @@ impl TargetState {
         rules: Rules {
             require_login: true,
             full: false,
+            intersection: false,
         },
         valid_until: 0,
         impersonator_name: [0; 64],
@@ -85,6 +86,8 @@ pub struct Rules {
     pub require_login: bool,
     /// Objects are compared too (A6).
     pub full: bool,
+    /// What the impersonator may not do itself is refused as well (D4).
+    pub intersection: bool,
 }
 
 /// The beginning of a reason.
@@ -731,7 +734,9 @@ pub fn guard_settings() {
         // SAFETY: the type tells which record it is; the hooks take what that record's hook takes.
         unsafe {
             let name = CStr::from_ptr((*setting).name);
-            let ours = name.to_bytes().starts_with(b"impersonate.") && name != c"impersonate.target";
+            let ours = name.to_bytes().starts_with(b"impersonate.")
+                && name != c"impersonate.target"
+                && name != c"impersonate.project";
             // With the first one on, our tables could be changed by way of the catalogs; the second says where libraries
             // are loaded from.
             if !ours && name != c"allow_system_table_mods" && name != c"dynamic_library_path" {

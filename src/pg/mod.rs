@@ -1,5 +1,6 @@
 //! The home of `unsafe`: the server's interface, made safe to call. Nothing is decided here.
 
+pub mod access;
 pub mod active;
 pub mod audit_rows;
 pub mod backends;

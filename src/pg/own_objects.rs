@@ -4,7 +4,7 @@
 //! Neither does anything but a load and a compare while nobody impersonates.
 
 use super::nodes::{list_pointers, tag};
-use super::{outside, own_schema, store, trampoline};
+use super::{access, outside, own_schema, store, trampoline};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag, Oid};
 use std::cell::Cell;
@@ -107,6 +107,9 @@ unsafe extern "C-unwind" fn object_access(
         if concerned() && [OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE, OAT_TRUNCATE].contains(&access) {
             object_changes(class, object);
         }
+        if concerned() {
+            access::object(access, class, object, argument);
+        }
         if access == OAT_POST_CREATE || access == OAT_POST_ALTER {
             super::changes::make_object();
         }
@@ -133,6 +136,7 @@ unsafe extern "C-unwind" fn permissions(table: *mut pg_sys::List, raise: bool) -
     unsafe {
         if concerned() {
             rows_change(table);
+            access::rows_wanted(table, table);
         }
         PREVIOUS_PERMISSIONS.is_none_or(|previous| previous(table, raise))
     }
@@ -144,6 +148,7 @@ unsafe extern "C-unwind" fn permissions(table: *mut pg_sys::List, wanted: *mut p
     unsafe {
         if concerned() {
             rows_change(wanted);
+            access::rows_wanted(table, wanted);
         }
         PREVIOUS_PERMISSIONS.is_none_or(|previous| previous(table, wanted, raise))
     }

@@ -60,6 +60,16 @@ impl Access {
         Cow::Owned(words.collect::<Vec<_>>().join(", "))
     }
 
+    /// What doesn't exist yet.
+    pub fn creates(self) -> bool {
+        self == Access::CREATE
+    }
+
+    /// Whether one must own the relation for it.
+    pub fn takes_the_owner(self) -> bool {
+        self.0 & (Access::ALTER.0 | Access::DROP.0 | Access::MAINTAIN.0) != 0
+    }
+
     pub fn and(self, other: Access) -> Access {
         Access(self.0 | other.0)
     }
@@ -82,6 +92,8 @@ impl Access {
 /// A relation by its name, schema-qualified and quoted where it must be.
 pub struct Touched {
     pub name: Rc<[u8]>,
+    /// InvalidOid for what isn't there.
+    pub relation: Oid,
     pub access: Access,
 }
 
@@ -141,7 +153,7 @@ unsafe fn of_plan(plan: *const pg_sys::PlannedStmt, found: &mut Vec<Touched>) {
                 continue;
             }
             if let Some(name) = name_of(relation) {
-                found.push(Touched { name, access });
+                found.push(Touched { name, relation, access });
             }
         }
     }
@@ -281,8 +293,8 @@ fn is_relation(kind: ObjectType::Type) -> bool {
 struct Found<'a>(&'a mut Vec<Touched>);
 
 impl Found<'_> {
-    fn push(&mut self, name: Rc<[u8]>, access: Access) {
-        self.0.push(Touched { name, access });
+    fn push(&mut self, (name, relation): (Rc<[u8]>, Oid), access: Access) {
+        self.0.push(Touched { name, relation, access });
     }
 
     /// # Safety
@@ -329,7 +341,7 @@ impl Found<'_> {
                     pg_sys::get_namespace_name_or_temp((*(*path).elements).oid_value)
                 }
             };
-            self.push(spelled(schema, (*name).relname), Access::CREATE);
+            self.push((spelled(schema, (*name).relname), Oid::INVALID), Access::CREATE);
         }
     }
 
@@ -382,14 +394,14 @@ impl Found<'_> {
 
 /// A relation found as the statement will find it; as it is spelled when there is none. Raises nothing: that is left to
 /// the statement.
-unsafe fn existing(schema: *const c_char, name: *const c_char) -> Rc<[u8]> {
+unsafe fn existing(schema: *const c_char, name: *const c_char) -> (Rc<[u8]>, Oid) {
     // SAFETY: look-ups that give InvalidOid for what isn't there. Privileges on the schema don't matter here.
     unsafe {
         let relation = if schema.is_null() {
             pg_sys::RelnameGetRelid(name)
         } else if CStr::from_ptr(schema) == c"pg_temp" {
             // The search path has it first, if anywhere.
-            return spelled(schema, name);
+            return (spelled(schema, name), Oid::INVALID);
         } else {
             let schema = pg_sys::get_namespace_oid(schema, true);
             if schema == Oid::INVALID {
@@ -399,9 +411,10 @@ unsafe fn existing(schema: *const c_char, name: *const c_char) -> Rc<[u8]> {
             }
         };
         if relation == Oid::INVALID {
-            return spelled(schema, name);
+            return (spelled(schema, name), Oid::INVALID);
         }
-        name_of(relation).unwrap_or_else(|| spelled(schema, name))
+        let name = name_of(relation).unwrap_or_else(|| spelled(schema, name));
+        (name, relation)
     }
 }
 

@@ -239,3 +239,17 @@ pub fn tidy() {
     // SAFETY: as above.
     unsafe { pg_sys::CommandCounterIncrement() };
 }
+
+/// Takes what the statement dropped out of projects. Only in an event trigger.
+pub fn forget_dropped() {
+    as_superuser(|| {
+        run(
+            "DELETE FROM impersonate.project_content c
+              USING pg_catalog.pg_event_trigger_dropped_objects() d
+              WHERE c.object = d.objid AND d.objsubid = 0
+                AND d.classid = CASE c.kind WHEN 'schema' THEN 'pg_catalog.pg_namespace'::pg_catalog.regclass
+                                            ELSE 'pg_catalog.pg_class'::pg_catalog.regclass END",
+            &[],
+        );
+    });
+}

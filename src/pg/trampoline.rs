@@ -13,7 +13,7 @@ use super::catch::with_undo;
 use super::effects::{self, Way};
 use super::parameters::Parameters;
 use super::relations::Relations;
-use super::{identity, nodes, outside, portal, store};
+use super::{access, identity, nodes, outside, portal, store};
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag, ProcessUtilityContext};
 use std::cell::Cell;
@@ -510,9 +510,14 @@ unsafe fn plan(
 unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: c_int) {
     // SAFETY: called as the server called us; the frames hold no destructors.
     unsafe {
-        let start = || match PREVIOUS_START {
-            Some(previous) => previous(query, flags),
-            None => standard_ExecutorStart(query, flags),
+        let start = || {
+            if watching() {
+                access::plan_begins((*query).plannedstmt);
+            }
+            match PREVIOUS_START {
+                Some(previous) => previous(query, flags),
+                None => standard_ExecutorStart(query, flags),
+            }
         };
         if !watching() {
             return start();

@@ -19,6 +19,8 @@ macro_rules! version_1 {
 version_1!(pg_finfo_stamp_grant_wrapper);
 version_1!(pg_finfo_audit_guard_wrapper);
 version_1!(pg_finfo_rights_changed_wrapper);
+version_1!(pg_finfo_projects_changed_wrapper);
+version_1!(pg_finfo_project_dropped_wrapper);
 
 unsafe fn trigger_data(fcinfo: pg_sys::FunctionCallInfo) -> *mut pg_sys::TriggerData {
     // SAFETY: the caller's own fcinfo; a trigger call carries its data as context.
@@ -187,4 +189,41 @@ fn stamped(mut row: Row) -> Option<Row> {
     };
     row.stamps = [grantee, grantor].into_iter().chain(role).collect();
     Some(row)
+}
+
+/// `impersonate.projects_changed`: sessions that a project limits read it again.
+///
+/// # Safety
+/// Called by the server.
+#[no_mangle]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn projects_changed_wrapper(fcinfo: pg_sys::FunctionCallInfo) -> Datum {
+    // SAFETY: the caller's promise; the trigger's relation is open.
+    unsafe {
+        let data = trigger_data(fcinfo);
+        pg_sys::CacheInvalidateRelcache((*data).tg_relation);
+    }
+    Datum::null()
+}
+
+/// `impersonate.project_dropped`: what is dropped leaves its projects, so that a later relation with its OID isn't in
+/// them. Whoever drops needs no privilege on the table, and may be impersonated.
+///
+/// # Safety
+/// Called by the server.
+#[no_mangle]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn project_dropped_wrapper(fcinfo: pg_sys::FunctionCallInfo) -> Datum {
+    // SAFETY: the caller's promise.
+    let context = unsafe { (*fcinfo).context };
+    // SAFETY: null or a node.
+    if unsafe { super::nodes::tag(context) } != Some(pg_sys::NodeTag::T_EventTriggerData) {
+        ereport!(
+            PgLogLevel::ERROR,
+            PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            "must be called as an event trigger"
+        );
+    }
+    super::store::forget_dropped();
+    Datum::null()
 }

@@ -287,3 +287,104 @@ pub fn is_client_backend() -> bool {
     // SAFETY: a global of the server's.
     unsafe { pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND || is_walsender() }
 }
+
+/// What is wanted of a relation, as the permissions hook is given it.
+pub struct Wanted {
+    pub relation: pg_sys::Oid,
+    pub wanted: u64,
+    /// InvalidOid for the current user.
+    pub as_user: pg_sys::Oid,
+    entry: *mut c_void,
+}
+
+impl Wanted {
+    /// None for what is no relation.
+    ///
+    /// # Safety
+    /// `entry` is of the hook's list: a range table entry before 16, a permission info since.
+    pub unsafe fn read(entry: *mut c_void) -> Option<Wanted> {
+        // SAFETY: the caller's promise.
+        let (relation, wanted, as_user) = unsafe {
+            #[cfg(feature = "pg15")]
+            let of = &*entry.cast::<pg_sys::RangeTblEntry>();
+            #[cfg(feature = "pg15")]
+            let is_relation = of.rtekind == pg_sys::RTEKind::RTE_RELATION;
+            #[cfg(not(feature = "pg15"))]
+            let of = &*entry.cast::<pg_sys::RTEPermissionInfo>();
+            #[cfg(not(feature = "pg15"))]
+            let is_relation = true;
+            if !is_relation || of.relid == pg_sys::Oid::INVALID {
+                return None;
+            }
+            (of.relid, u64::from(of.requiredPerms), of.checkAsUser)
+        };
+        Some(Wanted {
+            relation,
+            wanted,
+            as_user,
+            entry,
+        })
+    }
+
+    /// The server's own check of this entry, for another role.
+    ///
+    /// # Safety
+    /// `table` is the range table that the entry is of.
+    #[cfg_attr(feature = "pg15", allow(unused_variables))]
+    pub unsafe fn allowed_to(&self, table: *mut pg_sys::List, role: pg_sys::Oid) -> bool {
+        #[cfg(feature = "pg15")]
+        // SAFETY: a shallow copy, of which only the role is changed.
+        unsafe {
+            let mut copy = std::ptr::read(self.entry.cast::<pg_sys::RangeTblEntry>());
+            copy.checkAsUser = role;
+            let list = pg_sys::lappend(std::ptr::null_mut(), (&raw mut copy).cast());
+            pg_sys::ExecCheckRTPerms(list, false)
+        }
+        #[cfg(not(feature = "pg15"))]
+        // SAFETY: as above. Without a range table the check has nothing to compare the infos with.
+        unsafe {
+            let mut copy = std::ptr::read(self.entry.cast::<pg_sys::RTEPermissionInfo>());
+            copy.checkAsUser = role;
+            let list = pg_sys::lappend(std::ptr::null_mut(), (&raw mut copy).cast());
+            pg_sys::ExecCheckPermissions(table, list, false)
+        }
+    }
+}
+
+/// Whether a role may call a function.
+pub fn may_execute(function: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: a catalog look-up in a transaction.
+    let result = unsafe { pg_sys::pg_proc_aclcheck(function, role, pg_sys::ACL_EXECUTE.into()) };
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as above.
+    let result =
+        unsafe { pg_sys::object_aclcheck(pg_sys::ProcedureRelationId, function, role, pg_sys::ACL_EXECUTE.into()) };
+    result == pg_sys::AclResult::ACLCHECK_OK
+}
+
+/// Whether a role may look into a schema.
+pub fn may_use_schema(schema: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: a catalog look-up in a transaction.
+    let result = unsafe { pg_sys::pg_namespace_aclcheck(schema, role, pg_sys::ACL_USAGE.into()) };
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as above.
+    let result =
+        unsafe { pg_sys::object_aclcheck(pg_sys::NamespaceRelationId, schema, role, pg_sys::ACL_USAGE.into()) };
+    result == pg_sys::AclResult::ACLCHECK_OK
+}
+
+/// Whether a relation is a role's own.
+pub fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: a catalog look-up in a transaction.
+    unsafe {
+        pg_sys::pg_class_ownercheck(relation, role)
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, role)
+    }
+}

@@ -302,6 +302,10 @@ impl Session<'_> {
         self.login = self.stage.name(login);
     }
 
+    pub fn stage(&self) -> &Stage {
+        self.stage
+    }
+
     /// Statements by the simple protocol, all of which work. Returns their rows.
     #[track_caller]
     pub fn ok(&mut self, sql: &str) -> Vec<Row> {

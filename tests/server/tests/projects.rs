@@ -1,0 +1,247 @@
+//! D3: while somebody is impersonated who has a current project, only that project can be read or written.
+
+mod stage;
+
+use impersonate_server_tests::shared;
+use stage::{Session, Stage};
+
+/// `<s>.inside`, `<s>.parted` (with two partitions), `<s>.v` over `<s>.outside`, and a table with a serial column are in
+/// project `<s>`, which `<bob>` has chosen; `<s>.outside` and others aren't. He may use all of them.
+fn prepared() -> Stage {
+    let stage = Stage::new();
+    stage.admin(
+        "CREATE TABLE <s>.inside (a int PRIMARY KEY, b text); INSERT INTO <s>.inside VALUES (1, 'in');
+         CREATE TABLE <s>.outside (a int PRIMARY KEY, b text); INSERT INTO <s>.outside VALUES (1, 'out');
+         CREATE TABLE <s>.parted (a int) PARTITION BY RANGE (a);
+         CREATE TABLE <s>.part1 PARTITION OF <s>.parted FOR VALUES FROM (0) TO (10);
+         CREATE TABLE <s>.part2 PARTITION OF <s>.parted FOR VALUES FROM (10) TO (20);
+         CREATE TABLE <s>.heir () INHERITS (<s>.inside);
+         CREATE TABLE <s>.numbered (n serial, b text);
+         CREATE TABLE <s>.refers (a int REFERENCES <s>.outside);
+         CREATE SEQUENCE <s>.loose;
+         CREATE VIEW <s>.v AS SELECT * FROM <s>.outside; CREATE VIEW <s>.w AS SELECT * FROM <s>.outside;
+         CREATE FUNCTION <s>.f() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM <s>.outside); END';
+         CREATE FUNCTION <s>.theirs() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT count(*) FROM <s>.outside';
+         GRANT ALL ON ALL TABLES IN SCHEMA <s> TO <bob>; GRANT ALL ON ALL SEQUENCES IN SCHEMA <s> TO <bob>;
+         SELECT impersonate.create_project('<s>');
+         SELECT impersonate.add_to_project('<s>', '<s>.inside', '<s>.parted', '<s>.v', '<s>.numbered', '<s>.refers');
+         SELECT impersonate.add_project_member('<s>', '<bob>')",
+    );
+    let mut bob = stage.session_of("bob");
+    bob.ok("SELECT impersonate.set_project('<s>')");
+    stage
+}
+
+fn refused(session: &mut Session, sql: &str) {
+    let error = session.fails("42501", sql);
+    assert!(
+        error
+            .message
+            .contains(&format!("is not in project \"{}\"", session.stage().name("s"))),
+        "{sql}: {}",
+        error.message
+    );
+}
+
+#[test]
+fn d3_only_the_project_can_be_used_by_whatever_statement() {
+    let stage = prepared();
+    let mut session = stage.session();
+    assert_eq!(session.value("SHOW impersonate.project"), "");
+    session.become_role("bob");
+    assert_eq!(session.value("SHOW impersonate.project"), stage.name("s"));
+    for sql in [
+        "SELECT * FROM <s>.inside",
+        "INSERT INTO <s>.inside VALUES (2, 'x')",
+        "UPDATE <s>.inside SET b = 'y' WHERE a = 2",
+        "DELETE FROM <s>.inside WHERE a = 2",
+        "SELECT * FROM <s>.parted",
+        "SELECT * FROM <s>.part1",
+        "INSERT INTO <s>.parted VALUES (5), (15)",
+        "COPY <s>.inside TO STDOUT",
+        "EXPLAIN SELECT * FROM <s>.inside",
+        "INSERT INTO <s>.numbered (b) VALUES ('x')",
+        "SELECT nextval('<s>.numbered_n_seq')",
+        // What a view reads inside, what a function of somebody else's does, and foreign keys.
+        "SELECT * FROM <s>.v",
+        "SELECT <s>.theirs()",
+        "INSERT INTO <s>.refers VALUES (1)",
+        "SELECT count(*) FROM pg_class",
+        "SELECT count(*) FROM information_schema.tables",
+        "SELECT count(*) FROM impersonate.active",
+        "CREATE TEMP TABLE mine AS SELECT * FROM <s>.inside",
+        "SELECT * FROM mine",
+        "DROP TABLE mine",
+        "TRUNCATE <s>.parted",
+    ] {
+        session.ok(sql);
+    }
+    for sql in [
+        "SELECT * FROM <s>.outside",
+        "SELECT 1 FROM <s>.outside",
+        "SELECT * FROM <s>.w",
+        "SELECT * FROM <s>.heir",
+        "SELECT <s>.f()",
+        "SELECT * FROM <s>.inside WHERE EXISTS (SELECT FROM <s>.outside)",
+        "WITH o AS (SELECT * FROM <s>.outside) SELECT * FROM o",
+        "WITH o AS MATERIALIZED (DELETE FROM <s>.outside RETURNING *) SELECT * FROM o",
+        "INSERT INTO <s>.inside SELECT a + 100, b FROM <s>.outside",
+        "INSERT INTO <s>.outside VALUES (9) ON CONFLICT DO NOTHING",
+        "UPDATE <s>.outside SET b = 'z' RETURNING b",
+        "DELETE FROM <s>.outside",
+        "MERGE INTO <s>.outside o USING <s>.inside i ON o.a = i.a WHEN MATCHED THEN DELETE",
+        "MERGE INTO <s>.inside i USING <s>.outside o ON o.a = i.a WHEN MATCHED THEN DELETE",
+        "SELECT * FROM <s>.outside TABLESAMPLE system (100)",
+        "SELECT * FROM <s>.outside FOR UPDATE",
+        "COPY <s>.outside TO STDOUT",
+        "COPY (SELECT * FROM <s>.outside) TO STDOUT",
+        "EXPLAIN SELECT * FROM <s>.outside",
+        "TRUNCATE <s>.outside CASCADE",
+        "LOCK TABLE <s>.outside IN ACCESS SHARE MODE",
+        "SELECT nextval('<s>.loose')",
+        "SELECT setval('<s>.loose', 1)",
+        "SELECT currval('<s>.loose')",
+        "SELECT * FROM <s>.loose",
+        "CREATE TABLE <s>.copied AS SELECT * FROM <s>.outside",
+        "DO $$ BEGIN PERFORM * FROM <s>.outside; END $$",
+        "SELECT query_to_xml('SELECT * FROM <s>.outside', true, true, '')",
+    ] {
+        session.ok("BEGIN");
+        refused(&mut session, sql);
+        session.ok("ROLLBACK");
+    }
+    session.ok("SELECT setuser()");
+    assert_eq!(session.value("SHOW impersonate.project"), "");
+}
+
+#[test]
+fn d3_what_the_target_makes_is_the_targets_own() {
+    let stage = prepared();
+    stage.admin("ALTER TABLE <s>.outside OWNER TO <bob>; GRANT SELECT ON <s>.outside TO <grp>");
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.ok("CREATE TEMP VIEW leak AS SELECT * FROM <s>.outside");
+    refused(&mut session, "SELECT * FROM leak");
+    session.ok(
+        "CREATE FUNCTION <s>.leak() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT count(*) FROM <s>.outside'",
+    );
+    refused(&mut session, "SELECT <s>.leak()");
+    session.ok("SET ROLE <grp>");
+    refused(&mut session, "SELECT * FROM <s>.outside");
+    session.ok("RESET ROLE");
+    for sql in [
+        "CREATE INDEX ON <s>.outside (b)",
+        "ALTER TABLE <s>.outside ADD c int",
+        "ALTER TABLE <s>.outside RENAME TO renamed",
+        "ANALYZE <s>.outside",
+        "VACUUM <s>.outside",
+        "COMMENT ON TABLE <s>.outside IS 'x'",
+        "DROP TABLE <s>.outside CASCADE",
+        "GRANT SELECT ON <s>.outside TO PUBLIC",
+        "CREATE TABLE <s>.child () INHERITS (<s>.outside)",
+    ] {
+        refused(&mut session, sql);
+    }
+}
+
+#[test]
+fn d3_changes_count_at_the_next_statement() {
+    let stage = prepared();
+    let mut session = stage.session();
+    session.ok("PREPARE early AS SELECT b FROM <s>.outside");
+    session.become_role("bob");
+    refused(&mut session, "EXECUTE early");
+    session.ok("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    session.ok("SELECT * FROM <s>.inside");
+    stage.admin("SELECT impersonate.add_to_project('<s>', '<s>.outside')");
+    assert_eq!(session.value("EXECUTE early"), "out");
+    stage.admin("SELECT impersonate.remove_from_project('<s>', '<s>.outside')");
+    refused(&mut session, "EXECUTE early");
+    session.ok("ROLLBACK");
+    stage.admin("SELECT impersonate.add_schema_to_project('<s>', '<s>'); CREATE TABLE <s>.later AS SELECT 5 AS x");
+    stage.admin("GRANT SELECT ON <s>.later TO <bob>");
+    assert_eq!(session.value("SELECT x FROM <s>.later"), "5");
+    stage.admin("SELECT impersonate.remove_schema_from_project('<s>', '<s>')");
+    refused(&mut session, "SELECT x FROM <s>.later");
+    stage.admin("SELECT impersonate.drop_project('<s>')");
+    assert_eq!(session.value("SHOW impersonate.project"), "");
+    session.ok("SELECT x FROM <s>.later");
+}
+
+#[test]
+fn d3_superusers_manage_members_choose_and_nobody_does_while_impersonating() {
+    let stage = prepared();
+    let mut bob = stage.session_of("bob");
+    bob.fails("42501", "SELECT impersonate.create_project('x')");
+    bob.fails("42501", "SELECT impersonate.add_to_project('<s>', '<s>.outside')");
+    bob.fails("42704", "SELECT impersonate.set_project('nowhere')");
+    let mut carol = stage.session_of("carol");
+    carol.fails("42501", "SELECT impersonate.set_project('<s>')");
+    // Whoever isn't impersonated isn't limited.
+    bob.ok("SELECT * FROM <s>.outside");
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.fails("42501", "SELECT impersonate.set_project(NULL)");
+    session.fails("42501", "DELETE FROM impersonate.project_member");
+    refused(&mut session, "SELECT * FROM <s>.outside");
+    bob.ok("SELECT impersonate.set_project('')");
+    session.ok("SELECT * FROM <s>.outside");
+    bob.ok("SELECT impersonate.set_project('<s>')");
+    refused(&mut session, "SELECT * FROM <s>.outside");
+    let members = stage.look("SELECT members::text, current_for::text FROM impersonate.projects WHERE name = '<s>'");
+    let bob = Some(format!("{{{}}}", stage.name("bob")));
+    assert_eq!(members, [[bob.clone(), bob]]);
+}
+
+#[test]
+fn d3_a_superuser_as_target_is_limited_too() {
+    let stage = prepared();
+    stage.admin("ALTER ROLE <imp> SUPERUSER; ALTER ROLE <bob> SUPERUSER");
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.ok("SELECT * FROM <s>.inside");
+    refused(&mut session, "SELECT * FROM <s>.outside");
+    refused(&mut session, "TRUNCATE <s>.outside CASCADE");
+}
+
+#[test]
+fn d3_what_is_dropped_leaves_the_project_while_impersonating_too() {
+    let stage = prepared();
+    stage.admin("ALTER TABLE <s>.numbered OWNER TO <bob>");
+    let entries = "SELECT count(*)::text FROM impersonate.project_content WHERE project = '<s>'";
+    assert_eq!(stage.look(entries), [[Some("5".to_owned())]]);
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.ok("DROP TABLE <s>.numbered");
+    assert_eq!(stage.look(entries), [[Some("4".to_owned())]]);
+    // A role with the OID of a member that is gone bears another stamp.
+    stage.admin("UPDATE impersonate.project_member SET stamp = repeat('0', 32) WHERE project = '<s>'");
+    session.ok("SELECT * FROM <s>.outside");
+}
+
+#[test]
+fn d3_dump_and_restore_keep_projects() {
+    let database = shared().database("projects");
+    let mut admin = database.connect("postgres");
+    let sql = "CREATE SCHEMA other; CREATE TABLE other.\"T\" (a int); CREATE TABLE t (a int);
+               SELECT impersonate.create_project('p'); SELECT impersonate.add_to_project('p', 't');
+               SELECT impersonate.add_schema_to_project('p', 'other');
+               SELECT impersonate.add_to_project('p', 'other.\"T\"');
+               SELECT impersonate.add_project_member('p', 'postgres'); SELECT impersonate.set_project('p')";
+    admin.batch_execute(sql).unwrap();
+    let output = shared()
+        .command("pg_dump", "postgres", &database.name)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let script = String::from_utf8(output.stdout).unwrap();
+    let restored = shared().empty_database("restored");
+    let done = restored.psql("postgres", &script);
+    assert!(done.ok, "{}", done.stderr);
+    let look = "SELECT concat_ws(' ', name, relations[1] || ',' || relations[2], schemas, members, current_for)
+                  FROM impersonate.projects";
+    let mut there = restored.connect("postgres");
+    there.batch_execute("SET search_path = ''").unwrap();
+    let row: String = there.query_one(look, &[]).unwrap().get(0);
+    assert_eq!(row, "p other.\"T\",public.t {other} {postgres} {postgres}");
+}

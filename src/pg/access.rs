@@ -511,7 +511,10 @@ fn refuse_named(state: &TargetState, relation: Oid, by_owner: bool) {
             !version::owns_relation(relation, state.impersonator)
         } else {
             let how = pg_sys::AclMaskHow::ACLMASK_ANY;
-            pg_sys::pg_class_aclmask(relation, state.impersonator, any.into(), how) == 0
+            // Privileges have 64 bits from 16 on.
+            #[allow(clippy::useless_conversion)]
+            let any = any.into();
+            pg_sys::pg_class_aclmask(relation, state.impersonator, any, how) == 0
         }
     };
     if lacked {

@@ -355,7 +355,7 @@ impl Wanted {
 pub fn may_execute(function: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     #[cfg(feature = "pg15")]
     // SAFETY: a catalog look-up in a transaction.
-    let result = unsafe { pg_sys::pg_proc_aclcheck(function, role, pg_sys::ACL_EXECUTE.into()) };
+    let result = unsafe { pg_sys::pg_proc_aclcheck(function, role, pg_sys::ACL_EXECUTE) };
     #[cfg(not(feature = "pg15"))]
     // SAFETY: as above.
     let result =
@@ -367,7 +367,7 @@ pub fn may_execute(function: pg_sys::Oid, role: pg_sys::Oid) -> bool {
 pub fn may_use_schema(schema: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     #[cfg(feature = "pg15")]
     // SAFETY: a catalog look-up in a transaction.
-    let result = unsafe { pg_sys::pg_namespace_aclcheck(schema, role, pg_sys::ACL_USAGE.into()) };
+    let result = unsafe { pg_sys::pg_namespace_aclcheck(schema, role, pg_sys::ACL_USAGE) };
     #[cfg(not(feature = "pg15"))]
     // SAFETY: as above.
     let result =

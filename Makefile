@@ -2,7 +2,9 @@
 #
 # PG_CONFIG=...       install, build: the server that you have (default: the pg_config in your PATH)
 # TEST_PG_CONFIG=...  demo, check, bench: a server to use instead of the private one; the extension goes into it
+# PG=17               demo, check, dev: this major instead of 15, fetched if it is missing; 15 to 18
 # STAGE="..."         check: only these stages (lint policy regress isolation server clients)
+# TESTS="..."         check-server: only these programs of tests/server
 # FEATURES=...        check: cargo features on top, such as test-entries
 # ACCEPT=1            check-regress, check-isolation: take what comes out as what is expected
 # CORE_SOURCE=...     check-core: the source tree of the server, instead of fetching it
@@ -11,7 +13,7 @@
 
 PG_CONFIG ?= pg_config
 ROLE ?= helpdesk_anna
-export PG TEST_PG_CONFIG STAGE FEATURES PROFILE ACCEPT DESTDIR CORE_SOURCE SQLSMITH_QUERIES
+export PG TEST_PG_CONFIG STAGE TESTS FEATURES PROFILE ACCEPT DESTDIR CORE_SOURCE SQLSMITH_QUERIES
 
 SHELL = /bin/bash
 
@@ -27,8 +29,8 @@ demo: ## see it work: a throwaway server, an HR database and a story (sets up wh
 psql: ## the demo's database to yourself, as helpdesk_anna or ROLE=name; gone when you leave
 	@scripts/demo.sh --psql "$(ROLE)"
 
-check: ## every test there is, and the lints; the last line counts them
-	@scripts/check.sh
+check: ## every test there is, and the lints, then the other majors; PG=17: everything on that one
+	@$(if $(strip $(PG)$(STAGE)$(TESTS)$(TEST_PG_CONFIG)),scripts/check.sh,scripts/check-all.sh)
 
 check-lint: ## rustfmt, clippy, documentation
 	@STAGE=lint scripts/check.sh

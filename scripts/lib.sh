@@ -3,8 +3,10 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
-# The Postgres major that is built for and tested with.
+# The Postgres major that is built for and tested with, and all that are supported.
 PG=${PG:-15}
+# shellcheck disable=SC2034
+MAJORS="15 16 17 18"
 # rustup adds cargo to the PATH of login shells only.
 PATH=$PATH:${CARGO_HOME:-${HOME:-/nonexistent}/.cargo}/bin
 
@@ -205,7 +207,9 @@ cluster_end() {
 cluster_remove() {
     [ -n "$cluster" ] || return 0
     cluster_end || true
-    exec {guard}>&-
+    # Without one where initdb failed.
+    [ -z "$guard" ] || exec {guard}>&-
+    guard=
     cluster=
 }
 

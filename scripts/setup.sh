@@ -118,6 +118,12 @@ install_libraries() {
 
 private_postgres() {
     make_tools
+    if [ "$PG" != 15 ]; then
+        # What this machine's own release need not have.
+        "$root/scripts/fetch-postgres.sh" "$PG"
+        [ -e /usr/share/zoneinfo/UTC ] || step "installing time zones" apt_install tzdata
+        return
+    fi
     # Two runs at once: the second waits, and finds the work done.
     exec {lock}>"$root/.tools/lock"
     flock "$lock"

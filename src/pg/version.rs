@@ -196,6 +196,8 @@ pub unsafe fn admin_clause(statement: *mut pg_sys::GrantRoleStmt) -> AdminClause
             let element: *mut pg_sys::DefElem = element.cast();
             let name = CStr::from_ptr((*element).defname).to_string_lossy().into_owned();
             match name.as_str() {
+                // `ADMIN OPTION FOR` comes as "admin" with the value false: what is left after it.
+                "admin" if !(*statement).is_grant => return AdminClause::Admin,
                 "admin" => admin = Some((*element).arg.is_null() || pg_sys::defGetBoolean(element)),
                 "set" if (*statement).is_grant => set = Some(pg_sys::defGetBoolean(element)),
                 other => return AdminClause::Unsupported(other.to_owned()),

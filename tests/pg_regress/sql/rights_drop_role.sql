@@ -91,6 +91,7 @@ SELECT impersonate.can_setuser('robert', 'servicedesk'), impersonate.can_setuser
 
 -- Somebody who may drop roles and no more does the same.
 CREATE ROLE maker LOGIN CREATEROLE;
+GRANT servicedesk TO maker WITH ADMIN OPTION;
 SET ROLE maker;
 DROP ROLE servicedesk;
 RESET ROLE;

@@ -708,7 +708,8 @@ fn x4_a_setting_of_the_product_cannot_be_reset() {
         ("impersonate.audit_statements", "'all'", "all"),
         ("impersonate.require_login", "off", "off"),
         ("allow_system_table_mods", "on", "on"),
-        ("dynamic_library_path", "'/nowhere'", "/nowhere"),
+        // From 18 on, libraries of extensions are looked for along it as well.
+        ("dynamic_library_path", "'$libdir:/nowhere'", "$libdir:/nowhere"),
     ] {
         let stage = Stage::new();
         stage.admin(PROPS);

@@ -487,6 +487,8 @@ fn lacks(state: &TargetState, what: &str, name: &str) {
 }
 
 /// A statement about a relation itself asks for its owner, a sequence's function for some privilege on it.
+// AclMode is wider since 16.
+#[allow(clippy::useless_conversion)]
 fn refuse_named(state: &TargetState, relation: Oid, by_owner: bool) {
     // SAFETY: catalog look-ups.
     let lacked = unsafe {

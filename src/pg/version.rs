@@ -354,6 +354,7 @@ impl Wanted {
 }
 
 /// Whether a role may call a function.
+#[allow(clippy::useless_conversion)]
 pub fn may_execute(function: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     #[cfg(feature = "pg15")]
     // SAFETY: a catalog look-up in a transaction.
@@ -366,6 +367,7 @@ pub fn may_execute(function: pg_sys::Oid, role: pg_sys::Oid) -> bool {
 }
 
 /// Whether a role may look into a schema.
+#[allow(clippy::useless_conversion)]
 pub fn may_use_schema(schema: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     #[cfg(feature = "pg15")]
     // SAFETY: a catalog look-up in a transaction.

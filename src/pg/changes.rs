@@ -61,6 +61,11 @@ pub fn install() {
     }
 }
 
+/// A setting that a criterion goes by has another value. For an assign hook: raises nothing.
+pub fn setting_changed() {
+    count(&CHANGED);
+}
+
 #[pg_guard]
 unsafe extern "C-unwind" fn catalog_changed(_arg: Datum, _cache: c_int, _hash: u32) {
     count(&CHANGED);

@@ -776,12 +776,23 @@ pub fn guard_settings() {
                     } else {
                         check_change::<*mut c_char>
                     });
-                    (*setting).assign_hook = Some(assign_change::<*const c_char>);
+                    (*setting).assign_hook = Some(if name == c"impersonate.exempt_roles" {
+                        assign_exempt_roles
+                    } else {
+                        assign_change::<*const c_char>
+                    });
                 }
                 _ => (),
             }
         }
     }
+}
+
+/// What is in force is judged again by the new list, before the next statement.
+unsafe extern "C-unwind" fn assign_exempt_roles(_new: *const c_char, _extra: *mut c_void) {
+    // SAFETY: called as the server called us.
+    unsafe { changes() }
+    super::changes::setting_changed();
 }
 
 unsafe extern "C-unwind" fn assign_change<T>(_new: T, _extra: *mut c_void) {

@@ -331,3 +331,25 @@ fn whoever_becomes_exempt_while_impersonated_is_in_the_way_of_the_change() {
     admin.batch_execute("GRANT service TO bob").unwrap();
     fails_with("42501", client.simple_query("SELECT setuser('bob')"));
 }
+
+#[test]
+fn a_new_list_is_held_against_those_who_impersonate_already() {
+    let cluster = Cluster::start_new();
+    let (database, _admin) = stage(&cluster);
+    let mut concerned = database.connect("alice");
+    concerned.simple_query("SELECT setuser('bob')").unwrap();
+    let mut other = database.connect("alice");
+    other.simple_query("SELECT setuser('carol')").unwrap();
+    set(&cluster, "bob");
+    // The server tells its sessions one after the other.
+    let mut ended = None;
+    wait_until("the impersonation is ended", || {
+        ended = concerned.simple_query("SELECT 1").err();
+        ended.is_some()
+    });
+    let error = fails::<()>(Err(ended.unwrap()));
+    assert_eq!((error.severity.as_str(), error.code.as_str()), ("FATAL", "57P01"));
+    assert!(error.detail.unwrap().contains("impersonate.exempt_roles"));
+    concerned.simple_query("SELECT 1").unwrap_err();
+    assert_eq!(current(&mut other), "carol");
+}

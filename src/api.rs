@@ -4,7 +4,7 @@ use crate::pg::roles::Catalogs;
 use crate::pg::{active, identity, portal, rights};
 use crate::switch::{self, refusal, Door, Request};
 use crate::target;
-use crate::{audit, exempt, grants, guard, session, statements, trail};
+use crate::{audit, capture, exempt, grants, guard, session, statements, trail};
 use impersonate_policy as policy;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::{self, Oid};
@@ -73,7 +73,7 @@ fn set_config(
 ) -> Option<Vec<u8>> {
     let local = is_local.unwrap_or(false);
     if !setting.is_some_and(|setting| setting.eq_ignore_ascii_case(b"impersonate.target")) {
-        return portal::core_set_config(fcinfo);
+        return captured(setting, value, local, fcinfo).unwrap_or_else(|| portal::core_set_config(fcinfo));
     }
     let key = own_statement(
         fcinfo,
@@ -92,6 +92,30 @@ fn set_config(
     };
     let role = switch::go(&door, &request);
     Some(if target.is_some() { role } else { Vec::new() })
+}
+
+/// D2: `set_config('role', ...)` of the client's own that means a switch; None where it is what it is.
+#[allow(clippy::option_option)]
+fn captured(
+    setting: Option<&[u8]>,
+    value: Option<&[u8]>,
+    local: bool,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Option<Option<Vec<u8>>> {
+    let key = setting
+        .filter(|setting| portal::is_identity(setting))
+        .and_then(|_| portal::clients_own_call(fcinfo))?;
+    let target = capture::meant(value)?;
+    let door = Door {
+        key,
+        tag: b"SELECT",
+        statement: switch::sent(),
+    };
+    let request = Request {
+        local: local && target.is_some(),
+        ..Request::of(target)
+    };
+    Some(Some(switch::go(&door, &request)))
 }
 
 fn require_preloading() {

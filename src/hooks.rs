@@ -3,7 +3,7 @@
 use crate::pg::trampoline::{self, Course, Handlers, Utility};
 use crate::pg::utility::{self, Concern};
 use crate::pg::{access, active, changes, identity, leftovers, own_objects, rights, store};
-use crate::{audit, grants, guard, session, settings, statements, switch};
+use crate::{audit, capture, grants, guard, session, settings, statements, switch};
 
 /// For `pg/trampoline.rs`.
 pub static HANDLERS: Handlers = Handlers {
@@ -91,6 +91,15 @@ fn before_utility(utility: &Utility) -> Course {
             }
             unchanged
         }
+        Concern::RoleSet if settings::capture_set_role() => {
+            let (value, local) = utility::set_value(utility);
+            if let Some(target) = capture::meant(value.as_deref()) {
+                switch::set_role(target, local, value.is_some());
+                return utility::echoed(utility);
+            }
+            unchanged
+        }
+        Concern::RoleSet => unchanged,
         Concern::TargetSet(value, local) => {
             switch::set(value.as_deref(), local);
             return utility::echoed(utility);

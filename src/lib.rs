@@ -4,6 +4,7 @@
 
 mod api;
 mod audit;
+mod capture;
 mod exempt;
 mod grants;
 mod guard;

@@ -220,7 +220,7 @@ pub fn via() -> Option<Oid> {
 fn target_wanted(value: &CStr) -> Result<TargetState, Refusal> {
     // The client's own SET has been done by now, and takes the value that there is.
     if let Some(state) = in_force() {
-        if name_bytes(&state.target_name) == value.to_bytes() && portal::client_sets_target() {
+        if name_bytes(&state.target_name) == value.to_bytes() && portal::client_sets_identity() {
             return Ok(*state);
         }
     }

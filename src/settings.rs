@@ -107,11 +107,19 @@ static EXEMPT_ROLES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>
 // None: who may act as whom is what rights say; a reason is what a house asks for besides.
 static REQUIRE_REASON: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
+// Off: SET ROLE is the server's own, and those who know it expect that.
+static CAPTURE_SET_ROLE: GucSetting<bool> = GucSetting::<bool>::new(false);
+
 // A pooler that hands a connection on in the middle of a session cannot be seen from here; whoever sets one up knows.
 static LOCAL_ONLY: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 fn text(setting: &GucSetting<Option<CString>>) -> Option<Vec<u8>> {
     setting.get().map(CString::into_bytes).filter(|text| !text.is_empty())
+}
+
+/// Whether SET ROLE means setuser() for logins that hold SET USER rights (D2).
+pub fn capture_set_role() -> bool {
+    CAPTURE_SET_ROLE.get()
 }
 
 /// Who neither impersonates nor is impersonated, as a list.
@@ -197,6 +205,14 @@ pub fn define() {
         c"In what an impersonator must be at least the target.",
         c"roles (roles, attributes and rights), or full (also what the target itself owns or was granted on objects).",
         &CRITERIA,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"impersonate.capture_set_role",
+        c"SET ROLE and SET SESSION AUTHORIZATION mean setuser() for logins that hold SET USER rights.",
+        c"For tools that know nothing else. Roles that cannot log in, and that the login may SET ROLE to, are left as they are.",
+        &CAPTURE_SET_ROLE,
         GucContext::Suset,
         GucFlags::default(),
     );

@@ -287,6 +287,20 @@ pub fn sent() -> Vec<u8> {
     statements::kept_text(portal::clients_text()).0
 }
 
+/// A SET or RESET of `role` or `session_authorization` that means a switch (D2).
+pub fn set_role(target: Option<&[u8]>, local: bool, sets: bool) {
+    let door = Door {
+        key: statements::newest_utility(),
+        tag: if sets { b"SET" } else { b"RESET" },
+        statement: sent(),
+    };
+    let request = Request {
+        local: local && target.is_some(),
+        ..Request::of(target)
+    };
+    go(&door, &request);
+}
+
 /// SET, SET LOCAL and RESET of `impersonate.target`, as the client's own statement (D1).
 pub fn set(value: Option<&[u8]>, local: bool) {
     let target = value.filter(|value| !value.is_empty());

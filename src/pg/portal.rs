@@ -127,9 +127,7 @@ unsafe fn may_name_identity(call: *mut pg_sys::FuncExpr) -> bool {
             return false;
         }
         let name = std::ffi::CStr::from_ptr(pg_sys::text_to_cstring(name.constvalue.cast_mut_ptr())).to_bytes();
-        [&b"impersonate.target"[..], b"role", b"session_authorization"]
-            .iter()
-            .any(|known| name.eq_ignore_ascii_case(known))
+        is_identity(name)
     }
 }
 
@@ -221,13 +219,25 @@ unsafe fn clients_utility() -> *mut pg_sys::Node {
     }
 }
 
-/// Whether the client's own statement is a SET or RESET of `impersonate.target`. No code of anybody's runs inside it.
-pub fn client_sets_target() -> bool {
-    // SAFETY: tested for its tag.
+/// Whether the client's own statement is a SET or RESET of `impersonate.target`, or of `role` or `session_authorization`,
+/// which may mean it. No code of anybody's runs inside it.
+pub fn client_sets_identity() -> bool {
+    // SAFETY: tested for its tag; the name is null or a string.
     unsafe {
         let node = clients_utility();
-        tag(node) == Some(NodeTag::T_VariableSetStmt) && is_target((*node.cast::<pg_sys::VariableSetStmt>()).name)
+        if tag(node) != Some(NodeTag::T_VariableSetStmt) {
+            return false;
+        }
+        let name = (*node.cast::<pg_sys::VariableSetStmt>()).name;
+        !name.is_null() && is_identity(std::ffi::CStr::from_ptr(name).to_bytes())
     }
+}
+
+/// Whether a setting says who the session is.
+pub fn is_identity(name: &[u8]) -> bool {
+    [&b"impersonate.target"[..], b"role", b"session_authorization"]
+        .iter()
+        .any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// The client's own CALL of this function, with constants or parameters, is about to run: what it calls shall know it.

@@ -25,6 +25,8 @@ pub enum Concern {
     DiscardAll,
     /// SET or RESET of `impersonate.target`, the client's own: the value, None to reset; whether it is LOCAL.
     TargetSet(Option<Vec<u8>>, bool),
+    /// SET or RESET of `role` or `session_authorization`, the client's own; [`set_value`] reads it.
+    RoleSet,
     /// A database that must be free of other connections: its name, or None for another reason to let it be.
     DatabaseFreed(Vec<u8>),
     None,
@@ -321,22 +323,38 @@ pub unsafe fn is_exempt(node: *mut pg_sys::Node) -> bool {
 
 unsafe fn target_set(utility: &Utility, statement: *mut pg_sys::VariableSetStmt) -> Concern {
     use pg_sys::VariableSetKind::{VAR_RESET, VAR_SET_DEFAULT, VAR_SET_VALUE};
-    // SAFETY: the statement is what the server is about to run. Values that are none raise, as they do in the server.
+    // SAFETY: the statement is what the server is about to run.
     unsafe {
-        if !is_top_level(utility)
-            || !super::portal::client_sets_target()
+        if !matches!((*statement).kind, VAR_SET_VALUE | VAR_RESET | VAR_SET_DEFAULT)
+            || !is_top_level(utility)
+            || !super::portal::client_sets_identity()
             || !super::portal::is_clients_own_utility(utility.statement)
         {
             return Concern::None;
         }
-        match (*statement).kind {
-            VAR_SET_VALUE => {
-                let value = pg_sys::ExtractSetVariableArgs(statement);
-                Concern::TargetSet((!value.is_null()).then(|| text(value)), (*statement).is_local)
-            }
-            VAR_RESET | VAR_SET_DEFAULT => Concern::TargetSet(None, (*statement).is_local),
-            _ => Concern::None,
+        if super::portal::is_target((*statement).name) {
+            let (value, local) = set_value(utility);
+            Concern::TargetSet(value, local)
+        } else {
+            Concern::RoleSet
         }
+    }
+}
+
+/// What a SET sets, None for a RESET, and whether it is LOCAL. Values that are none raise, as they do in the server.
+pub fn set_value(utility: &Utility) -> (Option<Vec<u8>>, bool) {
+    // SAFETY: tested for its tag.
+    unsafe {
+        let node = (*utility.statement).utilityStmt;
+        if tag(node) != Some(NodeTag::T_VariableSetStmt) {
+            return (None, false);
+        }
+        let statement = node.cast::<pg_sys::VariableSetStmt>();
+        let mut value = std::ptr::null_mut();
+        if (*statement).kind == pg_sys::VariableSetKind::VAR_SET_VALUE {
+            value = pg_sys::ExtractSetVariableArgs(statement);
+        }
+        ((!value.is_null()).then(|| text(value)), (*statement).is_local)
     }
 }
 
@@ -348,6 +366,7 @@ pub fn echoed(utility: &Utility) -> Course {
         let set: *mut pg_sys::VariableSetStmt = (*copy).utilityStmt.cast();
         (*set).kind = pg_sys::VariableSetKind::VAR_SET_CURRENT;
         (*set).args = std::ptr::null_mut();
+        (*set).name = pg_sys::pstrdup(c"impersonate.target".as_ptr());
         Course {
             statement: copy,
             tell_when_done: false,

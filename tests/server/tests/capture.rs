@@ -99,7 +99,10 @@ fn d2_code_captures_nothing() {
     let stage = Stage::new();
     let mut session = captured(&stage);
     session.fails("42501", "DO $$ BEGIN SET ROLE <bob>; END $$");
-    session.fails("42501", "DO $$ BEGIN PERFORM set_config('role', '<bob>', false); END $$");
+    session.fails(
+        "42501",
+        "DO $$ BEGIN PERFORM set_config('role', '<bob>', false); END $$",
+    );
     session.ok("SET ROLE <bob>");
     session.ok("DO $$ BEGIN RESET ROLE; SET ROLE NONE; END $$");
     session.is("bob");

@@ -1,0 +1,234 @@
+//! A connection that starts with a target: from its own options, or from ALTER ROLE (D1, D5).
+
+mod stage;
+
+use impersonate_server_tests::raw::{error_in, rows_in, RawClient};
+use impersonate_server_tests::{fails_with, unique};
+use stage::{Protocol, Stage, PROTOCOLS};
+
+/// A connection of `<imp>` that starts with these options.
+fn connect(stage: &Stage, options: &str) -> RawClient {
+    let options = stage.sql(options);
+    RawClient::connect_with(
+        stage.cluster(),
+        &stage.name("imp"),
+        stage.database(),
+        &[("options", &options)],
+    )
+    .expect("a connection opens in any case")
+}
+
+fn value(client: &mut RawClient, protocol: Protocol, sql: &str) -> String {
+    let answer = send(client, protocol, sql);
+    assert!(error_in(&answer).is_none(), "{sql}: {answer:?}");
+    rows_in(&answer)[0][0].clone().unwrap_or_default()
+}
+
+fn send(client: &mut RawClient, protocol: Protocol, sql: &str) -> Vec<impersonate_server_tests::raw::Message> {
+    match protocol {
+        Protocol::Simple => client.simple(sql),
+        _ => client.extended(sql, &[]),
+    }
+}
+
+#[test]
+fn d1_the_role_is_in_force_before_the_first_statement_is_parsed() {
+    let stage = Stage::new();
+    let (bob, table) = (stage.name("bob"), unique("seen"));
+    stage.admin(&format!(
+        "CREATE SCHEMA {bob} AUTHORIZATION {bob};
+         CREATE TABLE {bob}.{table} AS SELECT 'hers' AS whose; ALTER TABLE {bob}.{table} OWNER TO {bob};
+         CREATE TABLE public.{table} AS SELECT 'everybodys' AS whose; GRANT SELECT ON public.{table} TO PUBLIC;
+         CREATE TABLE <s>.rows AS SELECT r::text AS reader FROM unnest(ARRAY['{bob}', 'another']) r;
+         ALTER TABLE <s>.rows ENABLE ROW LEVEL SECURITY; GRANT SELECT ON <s>.rows TO PUBLIC;
+         CREATE POLICY own ON <s>.rows USING (reader = current_user)"
+    ));
+    for protocol in PROTOCOLS {
+        let mut client = connect(&stage, "-c impersonate.target=<bob>");
+        let first = format!("SELECT whose || ' ' || current_user || ' ' || session_user FROM {table}");
+        let imp = stage.name("imp");
+        assert_eq!(value(&mut client, protocol, &first), format!("hers {bob} {imp}"));
+        let mut client = connect(&stage, "-c impersonate.target=<bob>");
+        let counts = stage.sql("SELECT string_agg(reader, ',') FROM <s>.rows");
+        assert_eq!(value(&mut client, protocol, &counts), bob);
+        assert_eq!(value(&mut client, protocol, "SHOW impersonate.target"), bob);
+        let pid = client.pid();
+        stage.admin("SELECT impersonate.audit_sync()");
+        let found = stage.look(&format!(
+            "SELECT event, detail->>'door' FROM impersonate.audit WHERE pid = {pid} ORDER BY event_id LIMIT 1"
+        ));
+        assert_eq!(found[0], [Some("SETUSER".to_owned()), Some("connection".to_owned())]);
+    }
+}
+
+#[test]
+fn d1_what_is_not_lawful_fails_at_each_statement_until_it_is_reset() {
+    let stage = Stage::new();
+    stage.admin("ALTER ROLE <carol> CREATEDB");
+    for (target, sqlstate) in [
+        ("<carol>", "42501"),
+        ("nobody_of_that_name", "42704"),
+        ("<grp>", "42501"),
+    ] {
+        for protocol in PROTOCOLS {
+            let mut client = connect(&stage, &format!("-c impersonate.target={target}"));
+            for sql in [
+                "SELECT 1",
+                "SELECT setuser()",
+                "DISCARD ALL",
+                "TABLE pg_class",
+                "SET work_mem = '1MB'",
+            ] {
+                let answer = send(&mut client, protocol, sql);
+                assert_eq!(
+                    error_in(&answer).map(|error| error.code).as_deref(),
+                    Some(sqlstate),
+                    "{sql}"
+                );
+            }
+            // version() by the fast path.
+            let answer = client.call(89, &[]);
+            assert_eq!(error_in(&answer).map(|error| error.code).as_deref(), Some(sqlstate));
+            assert_eq!(
+                value(&mut client, protocol, "SHOW impersonate.target"),
+                stage.sql(target)
+            );
+            for sql in ["BEGIN", "ROLLBACK", "BEGIN", "RESET impersonate.target"] {
+                assert!(error_in(&send(&mut client, protocol, sql)).is_none(), "{sql}");
+            }
+            assert_eq!(value(&mut client, protocol, "SELECT current_user"), stage.name("imp"));
+            // What was reset comes back with a ROLLBACK, and is as unlawful as it was.
+            assert!(error_in(&send(&mut client, protocol, "ROLLBACK")).is_none());
+            assert!(error_in(&send(&mut client, protocol, "SELECT 1")).is_some());
+            let bob = stage.sql("SET impersonate.target = '<bob>'");
+            assert!(error_in(&send(&mut client, protocol, &bob)).is_none());
+            assert_eq!(value(&mut client, protocol, "SELECT current_user"), stage.name("bob"));
+        }
+    }
+}
+
+#[test]
+fn d5_alter_role_counts_and_alter_database_does_not() {
+    let stage = Stage::alone();
+    stage.admin("ALTER ROLE <imp> SET impersonate.target = '<bob>'");
+    let mut client = connect(&stage, "");
+    assert_eq!(
+        value(&mut client, Protocol::Simple, "SELECT current_user"),
+        stage.name("bob")
+    );
+    client.simple("RESET impersonate.target");
+    assert_eq!(
+        value(&mut client, Protocol::Simple, "SELECT current_user"),
+        stage.name("imp")
+    );
+    // The client's own word comes first.
+    let mut client = connect(&stage, "-c impersonate.target=<carol>");
+    assert_eq!(
+        value(&mut client, Protocol::Simple, "SELECT current_user"),
+        stage.name("carol")
+    );
+    stage.admin("ALTER ROLE <imp> RESET impersonate.target");
+    stage.admin(&format!(
+        "ALTER DATABASE {} SET impersonate.target = '<bob>'",
+        stage.database()
+    ));
+    let mut client = connect(&stage, "");
+    assert_eq!(
+        value(&mut client, Protocol::Simple, "SELECT current_user"),
+        stage.name("imp")
+    );
+}
+
+#[test]
+fn d5_settings_of_the_role_are_there_when_it_is_judged() {
+    let stage = Stage::new();
+    stage.admin("ALTER ROLE <imp> SET impersonate.require_reason = '^INC-'");
+    let mut client = connect(&stage, "-c impersonate.target=<bob>");
+    let error = error_in(&client.simple("SELECT 1")).expect("no reason was given");
+    assert_eq!(error.code, "42501");
+    let mut client = connect(&stage, "-c impersonate.target=<bob> -c impersonate.reason=INC-7");
+    assert_eq!(
+        value(&mut client, Protocol::Simple, "SELECT current_user"),
+        stage.name("bob")
+    );
+    stage.admin("ALTER ROLE <imp> RESET ALL; ALTER ROLE <imp> SET impersonate.local_only = on");
+    let mut client = connect(&stage, "-c impersonate.target=<bob>");
+    assert_eq!(
+        error_in(&client.simple("SELECT 1")).map(|error| error.code).as_deref(),
+        Some("55000")
+    );
+}
+
+#[test]
+fn d1_code_gets_nobody_back_to_what_the_connection_started_with() {
+    let stage = Stage::new();
+    let mut client = connect(&stage, "-c impersonate.target=<bob>");
+    client.simple("SET impersonate.target = ''");
+    let answer = client.simple("DO $$ BEGIN RESET impersonate.target; END $$");
+    assert_eq!(error_in(&answer).map(|error| error.code).as_deref(), Some("0A000"));
+    assert_eq!(
+        value(&mut client, Protocol::Simple, "SELECT current_user"),
+        stage.name("imp")
+    );
+    // X3: a pooler's reset query leaves none of it.
+    let mut client = connect(&stage, "-c impersonate.target=<bob>");
+    client.simple("DISCARD ALL");
+    assert_eq!(
+        value(&mut client, Protocol::Simple, "SELECT current_user"),
+        stage.name("imp")
+    );
+}
+
+#[test]
+fn d1_where_the_extension_is_not_created_it_can_be_reset() {
+    let stage = Stage::new();
+    let without = stage.cluster().empty_database("without");
+    let options = stage.sql("-c impersonate.target=<bob>");
+    let mut client = RawClient::connect_with(
+        stage.cluster(),
+        &stage.name("imp"),
+        &without.name,
+        &[("options", &options)],
+    )
+    .unwrap();
+    assert!(error_in(&client.simple("SELECT 1")).is_some());
+    assert!(error_in(&client.simple("RESET impersonate.target")).is_none());
+    assert!(error_in(&client.simple("SELECT 1")).is_none());
+}
+
+#[test]
+fn d5_replication_connections_refuse_it() {
+    let stage = Stage::new();
+    let refused = RawClient::connect_with(
+        stage.cluster(),
+        "postgres",
+        stage.database(),
+        &[
+            ("replication", "database"),
+            ("options", &stage.sql("-c impersonate.target=<bob>")),
+        ],
+    );
+    assert!(refused.is_err());
+}
+
+/// The server's own processes, the audit's writer among them, are nobody's clients.
+#[test]
+fn d5_the_servers_own_workers_take_no_target() {
+    let cluster = stage::lasting(impersonate_server_tests::Cluster::start_new());
+    let database = cluster.database("workers");
+    let stage = Stage::in_cluster(cluster, &database.name);
+    stage.admin("ALTER ROLE postgres SET impersonate.target = '<bob>'");
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.is("bob");
+    let mut superuser = cluster.connect("postgres", &database.name);
+    let user: String = superuser.query_one("SELECT current_user::text", &[]).unwrap().get(0);
+    assert_eq!(user, stage.name("bob"));
+    fails_with(
+        "42501",
+        superuser.batch_execute("SELECT impersonate.audit_purge(now())"),
+    );
+    superuser
+        .batch_execute("RESET impersonate.target; ALTER ROLE postgres RESET impersonate.target")
+        .unwrap();
+}

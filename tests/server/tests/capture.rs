@@ -123,3 +123,24 @@ fn d2_others_and_off_are_as_ever() {
     session.ok("SET ROLE <bob>");
     assert_eq!(session.value("SHOW impersonate.target"), "");
 }
+
+/// PostgREST's roles cannot log in, and its own is usually a member of them.
+#[test]
+fn d2_roles_without_login_and_without_membership_are_acted_as() {
+    let stage = Stage::new();
+    stage.admin(
+        "ALTER ROLE <carol> NOLOGIN; ALTER ROLE <imp> NOINHERIT; ALTER ROLE <imp> SET impersonate.require_login = off",
+    );
+    let mut session = captured(&stage);
+    session.ok("BEGIN");
+    session.ok("SELECT set_config('role', '<carol>', true), set_config('request.jwt.claims', '{}', true)");
+    session.is("carol");
+    session.ok("COMMIT");
+    assert_eq!(session.value("SELECT current_user"), stage.name("imp"));
+    let (carol, pid) = (stage.name("carol"), session.pid());
+    stage.admin("SELECT impersonate.audit_sync()");
+    let ended = stage.look(&format!(
+        "SELECT user_name, detail->>'cause' FROM impersonate.audit WHERE pid = {pid} AND event = 'RESETUSER'"
+    ));
+    assert_eq!(ended, [[Some(carol), Some("end of transaction".to_owned())]]);
+}

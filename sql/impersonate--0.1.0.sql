@@ -761,8 +761,8 @@ COMMENT ON FUNCTION impersonate.set_project(text) IS
 REVOKE ALL ON FUNCTION impersonate.create_project(text), impersonate.drop_project(text), impersonate.existing_project(text),
     impersonate.add_to_project(text, regclass[]), impersonate.remove_from_project(text, regclass[]),
     impersonate.add_schema_to_project(text, regnamespace), impersonate.remove_schema_from_project(text, regnamespace),
-    impersonate.add_project_member(text, regrole), impersonate.remove_project_member(text, regrole),
-    impersonate.dumped_project_content(), impersonate.dumped_project_members() FROM PUBLIC;
+    impersonate.add_project_member(text, regrole), impersonate.remove_project_member(text, regrole)
+    FROM PUBLIC;
 
 CREATE VIEW impersonate.projects AS
     WITH member AS (

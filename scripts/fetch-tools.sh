@@ -3,8 +3,9 @@
 # measured beside ours, such as postgresql-15-pgaudit. Does only what is missing.
 #
 # Each is Debian's package, unpacked into .tools/NAME together with the libraries that this machine lacks; nothing is
-# installed. .tools/NAME/run starts a program. Where there is no apt-get, what is in the PATH must do. A library for the
-# server stays in .tools/NAME, with its scripts: it is loaded by its path.
+# installed. .tools/NAME/run starts a program; a browser (chromium-headless-shell) has a font with it. Where there is no
+# apt-get, what is in the PATH must do. A library for the server stays in .tools/NAME, with its scripts: it is loaded by
+# its path.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -32,10 +33,13 @@ unpack() {
 }
 
 is_library() { [[ $name == postgresql-* ]]; }
+is_browser() { [[ $name == chromium-* ]]; }
 
 program() {
     if is_library; then
         find "$1/usr/lib/postgresql" -type f -name '*.so' | head -1
+    elif is_browser; then
+        printf '%s' "$1/usr/lib/chromium/$name"
     else
         find "$1/usr/bin" "$1/usr/sbin" -type f -name "$name" 2>/dev/null | head -1
     fi
@@ -43,7 +47,9 @@ program() {
 
 # Not by a pipe to grep -q, which leaves early: with pipefail the broken pipe would count as "nothing is lacking".
 lacks_libraries() {
-    [[ $(LD_LIBRARY_PATH=$(echo "$new"/usr/lib/*-linux-gnu) ldd "$(program "$new")") == *'not found'* ]]
+    local folders
+    folders=$(printf '%s:' "$new"/usr/lib/*-linux-gnu{,/pulseaudio})
+    [[ $(LD_LIBRARY_PATH=$folders ldd "$(program "$new")") == *'not found'* ]]
 }
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -54,12 +60,14 @@ fetch() {
     mkdir -p "$new/debs"
     cd "$new/debs"
     download "$name"
+    # Pages need a font, on a machine without a screen as well.
+    ! is_browser || download chromium-common fonts-dejavu-core
     unpack
     while lacks_libraries; do
         names=()
         while read -r library; do
             # The C library and what comes with the compiler must be the machine's own.
-            case $library in libc6 | libgcc* | libstdc++* | [!l]*) continue ;; esac
+            case $library in '' | libc6 | libgcc* | libstdc++* | [!l]*) continue ;; esac
             installed "$library" || grep -qx "$library" "$new/fetched" || names+=("$library")
         done < <(sort -u "$new/wanted")
         [ ${#names[@]} -gt 0 ] || die "$name does not find its libraries" "$(ldd "$(program "$new")" | grep 'not found')"
@@ -71,7 +79,7 @@ fetch() {
         [ -n "$(program "$new")" ] || die "$name has no library in it"
     else
         write_run
-        rm -rf "$new/usr/share"
+        is_browser || rm -rf "$new/usr/share"
     fi
     chmod -R go+rX "$new"
     rm -rf "$folder"
@@ -83,9 +91,16 @@ write_run() {
     cat >"$new/run" <<'RUN'
 #!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
-for folder in "$here"/usr/lib/*-linux-gnu; do LD_LIBRARY_PATH=$folder; done
+for folder in "$here"/usr/lib/*-linux-gnu; do LD_LIBRARY_PATH=$folder:$folder/pulseaudio; done
 export LD_LIBRARY_PATH
 RUN
+    if is_browser; then
+        cat >"$new/fonts.conf" <<CONF
+<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig><dir prefix="relative">usr/share/fonts</dir><cachedir prefix="xdg">fontconfig</cachedir></fontconfig>
+CONF
+        echo 'export FONTCONFIG_FILE="$here/fonts.conf" XDG_CACHE_HOME="${TMPDIR:-/tmp}"' >>"$new/run"
+    fi
     printf 'exec "$here%s" "$@"\n' "$(program "$new" | sed "s|^$new||")" >>"$new/run"
     chmod 755 "$new/run"
 }

@@ -48,6 +48,7 @@ CREATE TABLE impersonate.set_user_grant (
 );
 CREATE UNIQUE INDEX set_user_grant_grantee ON impersonate.set_user_grant (grantee, scope, role, grantor);
 ALTER SEQUENCE impersonate.grant_id_seq OWNED BY impersonate.set_user_grant.grant_id;
+COMMENT ON SEQUENCE impersonate.grant_id_seq IS 'numbers of rights, none of which is ever used again';
 REVOKE ALL ON impersonate.set_user_grant FROM PUBLIC;
 
 COMMENT ON TABLE impersonate.set_user_grant IS
@@ -141,6 +142,14 @@ CREATE VIEW impersonate.grants AS
            LATERAL (SELECT pg_catalog.array_agg(pg_catalog.pg_get_userbyid(r.oid) ORDER BY r.n) AS names
                       FROM ROWS FROM (pg_catalog.unnest(g.roles)) WITH ORDINALITY AS r(oid, n)) n;
 COMMENT ON VIEW impersonate.grants IS 'who may act as whom, in what scope, with what admin, granted by whom, when';
+COMMENT ON COLUMN impersonate.grants.grant_id IS 'the right, as in column grant_id of impersonate.audit';
+COMMENT ON COLUMN impersonate.grants.grantee IS 'who may act as others; a group stands for its members';
+COMMENT ON COLUMN impersonate.grants.scope IS 'users, any, or any with roles';
+COMMENT ON COLUMN impersonate.grants.users IS 'scope users: who may be acted as';
+COMMENT ON COLUMN impersonate.grants.with_roles IS 'scope any with roles: what a target may be made of';
+COMMENT ON COLUMN impersonate.grants.admin IS 'none: may use it; option: may use it and grant it; only: may grant it and not use it';
+COMMENT ON COLUMN impersonate.grants.grantor IS 'none when a superuser granted it who is gone since';
+COMMENT ON COLUMN impersonate.grants.access IS 'target, or intersection: see impersonate.set_grant_scope()';
 GRANT SELECT ON impersonate.grants TO PUBLIC;
 
 CREATE FUNCTION impersonate.grant_set_user(
@@ -170,6 +179,7 @@ CREATE TABLE impersonate.user_mapping (
     position      bigint NOT NULL DEFAULT nextval('impersonate.user_mapping_position_seq')
 );
 ALTER SEQUENCE impersonate.user_mapping_position_seq OWNED BY impersonate.user_mapping.position;
+COMMENT ON SEQUENCE impersonate.user_mapping_position_seq IS 'the order in which names are looked through';
 REVOKE ALL ON impersonate.user_mapping FROM PUBLIC;
 COMMENT ON TABLE impersonate.user_mapping IS
     'names that are no roles, such as e-mail addresses, and the roles that they stand for as a target';
@@ -236,6 +246,11 @@ CREATE VIEW impersonate.active AS
       LEFT JOIN pg_catalog.pg_database d ON d.oid = a.datid
       LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(a.pid) s ON true;
 COMMENT ON VIEW impersonate.active IS 'every active impersonation of the cluster';
+COMMENT ON COLUMN impersonate.active.pid IS 'the process of the connection, as in pg_stat_activity';
+COMMENT ON COLUMN impersonate.active.impersonator IS 'who logged in';
+COMMENT ON COLUMN impersonate.active.target IS 'the role that is acted as';
+COMMENT ON COLUMN impersonate.active.reason IS 'as given, the first 256 bytes';
+COMMENT ON COLUMN impersonate.active.impersonation_id IS 'the same in all rows of impersonate.audit that belong to it';
 COMMENT ON COLUMN impersonate.active.last_statement_start IS 'as query_start in pg_stat_activity';
 COMMENT ON COLUMN impersonate.active.judged_at IS 'when its criteria were last judged';
 COMMENT ON COLUMN impersonate.active.judged IS 'judged since the last statement that changed roles or rights';
@@ -281,6 +296,16 @@ CREATE TABLE impersonate.audit (
 ) PARTITION BY RANGE (event_time);
 REVOKE ALL ON impersonate.audit FROM PUBLIC;
 COMMENT ON TABLE impersonate.audit IS 'one row per event; written by the audit writer alone, whatever became of the transaction';
+COMMENT ON COLUMN impersonate.audit.event IS
+    'SETUSER, RESETUSER, DENIED, STATEMENT, GRANT, REVOKE, VIOLATION, TERMINATED, PURGE or DESTINATION';
+COMMENT ON COLUMN impersonate.audit.event_time IS 'when it happened; of a statement, when it began';
+COMMENT ON COLUMN impersonate.audit.impersonation_id IS 'the same in all rows of one impersonation';
+COMMENT ON COLUMN impersonate.audit.statement IS 'its text, without passwords and cookies';
+COMMENT ON COLUMN impersonate.audit.parameters IS 'the values that the statement was given, as text';
+COMMENT ON COLUMN impersonate.audit.relations IS 'what the statement touched, and how: {"hr.emp (select, update)"}';
+COMMENT ON COLUMN impersonate.audit.sqlstate IS '00000 when it worked';
+COMMENT ON COLUMN impersonate.audit.reason IS 'as given by the impersonator';
+COMMENT ON COLUMN impersonate.audit.detail IS 'what else there is to know: how an impersonation ended, what was missing, ...';
 COMMENT ON COLUMN impersonate.audit.event_id IS 'strictly increasing, without gaps';
 COMMENT ON COLUMN impersonate.audit.user_name IS 'the impersonated role while impersonating, else the login';
 COMMENT ON COLUMN impersonate.audit.session_user_name IS 'the impersonator: the role that logged in';
@@ -480,6 +505,11 @@ CREATE VIEW impersonate.audit_impersonations AS
                   GROUP BY a.impersonation_id) t ON t.impersonation_id = i.impersonation_id;
 COMMENT ON VIEW impersonate.audit_impersonations IS
     'a line for each impersonation: who, whom, from when to when, how it ended, and what was done';
+COMMENT ON COLUMN impersonate.audit_impersonations.impersonator IS 'who logged in';
+COMMENT ON COLUMN impersonate.audit_impersonations.target IS 'as whom it was done';
+COMMENT ON COLUMN impersonate.audit_impersonations.how_it_ended IS
+    'asked, switched, rollback, end of transaction, discard, disconnect or terminated';
+COMMENT ON COLUMN impersonate.audit_impersonations.denied IS 'switches that were refused meanwhile, and violations';
 COMMENT ON COLUMN impersonate.audit_impersonations.ended IS 'none while it lasts, or when a crash ended it';
 COMMENT ON COLUMN impersonate.audit_impersonations.statements IS 'statements on record, failures included; not the first of the two rows that some have';
 COMMENT ON COLUMN impersonate.audit_impersonations.tables IS 'relations that its statements touched';
@@ -784,3 +814,105 @@ COMMENT ON VIEW impersonate.projects IS 'projects: what is in them, who may choo
 COMMENT ON COLUMN impersonate.projects.schemas IS 'schemas whose relations are all in the project';
 COMMENT ON COLUMN impersonate.projects.current_for IS 'members who chose it: whoever acts as one of them sees no more than this';
 GRANT SELECT ON impersonate.projects TO PUBLIC;
+
+---------------------------------------------------------------------------------------------------------------------
+-- Help
+---------------------------------------------------------------------------------------------------------------------
+-- What each means is said once: by the object's comment, or by the setting. A new one needs a line here.
+CREATE FUNCTION impersonate.help(OUT name text, OUT kind text, OUT meaning text, OUT example text) RETURNS SETOF record
+    LANGUAGE sql STABLE ROWS 70 SET search_path = pg_catalog, pg_temp AS $help$
+    WITH line(place, name, kind, example) AS (
+        SELECT row_number() OVER (), v.* FROM (VALUES
+        ('"SET USER"', 'privilege', $$GRANT "SET USER" (bob) TO anna$$),
+        ('"SET USER ANY"', 'privilege', $$GRANT "SET USER ANY" TO dba WITH ADMIN OPTION$$),
+        ('"SET USER ANY WITH ROLES"', 'privilege', $$GRANT "SET USER ANY WITH ROLES" (staff) TO lead$$),
+        ('impersonate.grant_set_user', 'function', $$SELECT impersonate.grant_set_user('anna', users => '{bob}')$$),
+        ('impersonate.revoke_set_user', 'function', $$SELECT impersonate.revoke_set_user('anna', users => '{bob}')$$),
+        ('impersonate.set_grant_scope', 'function',
+         $$SELECT impersonate.set_grant_scope(grant_id, 'intersection') FROM impersonate.grants WHERE grantee = 'anna'$$),
+        ('impersonate.grants', 'view', $$SELECT * FROM impersonate.grants$$),
+        ('impersonate.can_setuser', 'function', $$SELECT impersonate.can_setuser('bob')$$),
+        ('impersonate.explain_setuser', 'function', $$SELECT * FROM impersonate.explain_setuser('bob', 'anna')$$),
+        ('setuser', 'function', $$SELECT setuser('bob', reason => 'INC-4711')$$),
+        ('impersonate.impersonate_user', 'procedure', $$CALL impersonate.impersonate_user('bob')$$),
+        ('impersonate.active', 'view', $$SELECT pid, impersonator, target, since FROM impersonate.active$$),
+        ('impersonate.terminate', 'function',
+         $$SELECT impersonate.terminate(pid) FROM impersonate.active WHERE target = 'bob'$$),
+        ('impersonate.user_mapping', 'table',
+         $$INSERT INTO impersonate.user_mapping (external_name, role) VALUES ('bob@example.com', 'bob')$$),
+        ('impersonate.projects', 'view', $$SELECT name, relations, members FROM impersonate.projects$$),
+        ('impersonate.create_project', 'function', $$SELECT impersonate.create_project('fraud')$$),
+        ('impersonate.add_to_project', 'function', $$SELECT impersonate.add_to_project('fraud', 'public.customer')$$),
+        ('impersonate.add_schema_to_project', 'function',
+         $$SELECT impersonate.add_schema_to_project('fraud', 'public')$$),
+        ('impersonate.add_project_member', 'function', $$SELECT impersonate.add_project_member('fraud', 'bob')$$),
+        ('impersonate.set_project', 'function', $$SELECT impersonate.set_project(NULL)$$),
+        ('impersonate.remove_from_project', 'function',
+         $$SELECT impersonate.remove_from_project('fraud', 'public.customer')$$),
+        ('impersonate.remove_schema_from_project', 'function',
+         $$SELECT impersonate.remove_schema_from_project('fraud', 'public')$$),
+        ('impersonate.remove_project_member', 'function', $$SELECT impersonate.remove_project_member('fraud', 'bob')$$),
+        ('impersonate.drop_project', 'function', $$SELECT impersonate.drop_project('fraud')$$),
+        ('impersonate.audit', 'table',
+         $$SELECT event_time, event, session_user_name, user_name, statement FROM impersonate.audit ORDER BY event_id$$),
+        ('impersonate.audit_sync', 'function', $$SELECT impersonate.audit_sync()$$),
+        ('impersonate.audit_impersonations', 'view',
+         $$SELECT * FROM impersonate.audit_impersonations WHERE began > now() - interval '1 day'$$),
+        ('impersonate.audit_tables', 'view',
+         $$SELECT * FROM impersonate.audit_tables WHERE relation = 'public.customer'$$),
+        ('impersonate.audit_denied', 'view', $$SELECT * FROM impersonate.audit_denied ORDER BY last_attempt DESC$$),
+        ('impersonate.audit_verify', 'function', $$SELECT * FROM impersonate.audit_verify()$$),
+        ('impersonate.audit_head', 'function', $$SELECT * FROM impersonate.audit_head()$$),
+        ('impersonate.audit_purge', 'function', $$SELECT impersonate.audit_purge(now() - interval '2 years')$$),
+        ('impersonate.audit_purged', 'table', $$SELECT * FROM impersonate.audit_purged ORDER BY last$$),
+        ('impersonate.audit_restored', 'table', $$SELECT DISTINCT origin, dumped_at FROM impersonate.audit_restored$$),
+        ('impersonate.audit_status', 'view', $$SELECT * FROM impersonate.audit_status$$),
+        ('impersonate.audit_metrics', 'view', $$SELECT * FROM impersonate.audit_metrics$$),
+        ('impersonate.help', 'function', $$SELECT name, meaning FROM impersonate.help() WHERE kind = 'setting'$$),
+        ('impersonate.target', 'setting', $$SET impersonate.target = 'bob'$$),
+        ('impersonate.reason', 'setting', $$SET impersonate.reason = 'INC-4711'$$),
+        ('impersonate.require_reason', 'setting', $$ALTER SYSTEM SET impersonate.require_reason = '^INC-[0-9]+$'$$),
+        ('impersonate.require_login', 'setting', $$ALTER ROLE anna SET impersonate.require_login = off$$),
+        ('impersonate.on_violation', 'setting', $$SET impersonate.on_violation = terminate$$),
+        ('impersonate.criteria', 'setting', $$ALTER ROLE anna SET impersonate.criteria = full$$),
+        ('impersonate.capture_set_role', 'setting', $$ALTER ROLE anna SET impersonate.capture_set_role = on$$),
+        ('impersonate.exempt_roles', 'setting', $$ALTER SYSTEM SET impersonate.exempt_roles = 'owner, payroll'$$),
+        ('impersonate.scope', 'setting', $$ALTER ROLE anna SET impersonate.scope = intersection$$),
+        ('impersonate.project', 'setting', $$SHOW impersonate.project$$),
+        ('impersonate.local_only', 'setting', $$ALTER ROLE anna SET impersonate.local_only = on$$),
+        ('impersonate.audit_statements', 'setting', $$ALTER ROLE anna SET impersonate.audit_statements = 'all'$$),
+        ('impersonate.audit_wait', 'setting', $$ALTER ROLE anna SET impersonate.audit_wait = flush$$),
+        ('impersonate.audit_wait_limit', 'setting', $$ALTER ROLE anna SET impersonate.audit_wait_limit = '10s'$$),
+        ('impersonate.audit_nested', 'setting', $$ALTER ROLE anna SET impersonate.audit_nested = on$$),
+        ('impersonate.audit_parameters', 'setting', $$ALTER ROLE anna SET impersonate.audit_parameters = off$$),
+        ('impersonate.audit_statement_limit', 'setting',
+         $$ALTER ROLE anna SET impersonate.audit_statement_limit = '16kB'$$),
+        ('impersonate.audit_destination', 'setting', $$ALTER SYSTEM SET impersonate.audit_destination = 'both'$$),
+        ('impersonate.audit_queue_size', 'setting', $$ALTER SYSTEM SET impersonate.audit_queue_size = '16MB'$$),
+        ('impersonate.audit_queues', 'setting', $$ALTER SYSTEM SET impersonate.audit_queues = 32$$),
+        ('impersonate.audit_writer_idle', 'setting', $$ALTER SYSTEM SET impersonate.audit_writer_idle = '1min'$$)
+        ) v),
+    member(name, meaning) AS (
+        SELECT CASE n.nspname WHEN 'pg_catalog' THEN '' ELSE n.nspname || '.' END || COALESCE(p.proname, c.relname),
+               COALESCE(obj_description(p.oid, 'pg_proc'), obj_description(c.oid, 'pg_class'))
+          FROM pg_depend d
+               LEFT JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
+               LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
+               JOIN pg_namespace n ON n.oid = COALESCE(p.pronamespace, c.relnamespace)
+         WHERE d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass
+           AND d.refobjid = (SELECT e.oid FROM pg_extension e WHERE e.extname = 'impersonate'))
+    SELECT line.name, line.kind,
+           CASE line.kind
+               WHEN 'privilege' THEN CASE line.name
+                   WHEN '"SET USER"' THEN 'the right to act as the listed users; without a list, as any user'
+                   WHEN '"SET USER ANY"' THEN 'the right to act as any user; with admin option, to grant it on'
+                   ELSE 'the right to act as any user that is made of the listed roles' END
+               WHEN 'setting' THEN COALESCE(rtrim(s.short_desc, '.'), 'known while impersonate is in shared_preload_libraries')
+               ELSE member.meaning END,
+           line.example || ';'
+      FROM line
+           LEFT JOIN member ON member.name = line.name AND line.kind <> 'setting'
+           LEFT JOIN pg_settings s ON s.name = line.name AND line.kind = 'setting'
+     ORDER BY line.place
+$help$;
+COMMENT ON FUNCTION impersonate.help() IS 'what there is: each function, view, table and setting, what it means, and an example';

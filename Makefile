@@ -5,6 +5,7 @@
 # PG=17               demo, check, dev: this major instead of 15, fetched if it is missing; 15 to 18
 # STAGE="..."         check: only these stages (lint policy regress isolation server clients)
 # TESTS="..."         check-server: only these programs of tests/server
+# CLIENTS="..."       check-clients: only these (psql psycopg asyncpg node-postgres pgjdbc tokio-postgres)
 # FEATURES=...        check: cargo features on top, such as test-entries
 # ACCEPT=1            check-regress, check-isolation: take what comes out as what is expected
 # CORE_SOURCE=...     check-core: the source tree of the server, instead of fetching it
@@ -13,7 +14,7 @@
 
 PG_CONFIG ?= pg_config
 ROLE ?= helpdesk_anna
-export PG TEST_PG_CONFIG STAGE TESTS FEATURES PROFILE ACCEPT DESTDIR CORE_SOURCE SQLSMITH_QUERIES
+export PG TEST_PG_CONFIG STAGE TESTS CLIENTS FEATURES PROFILE ACCEPT DESTDIR CORE_SOURCE SQLSMITH_QUERIES
 
 SHELL = /bin/bash
 
@@ -50,7 +51,7 @@ check-isolation: ## two sessions at once: tests/isolation
 check-server: ## tests that start, stop and kill servers: tests/server
 	@STAGE=server scripts/check.sh
 
-check-clients: ## real clients (psql, psycopg, asyncpg, pgjdbc, node-postgres, pgbouncer) by every door: tests/clients
+check-clients: ## real clients, directly and by pgbouncer, by every door: tests/clients
 	@STAGE=clients scripts/check.sh
 
 check-core: ## Postgres' own regression suite with the extension preloaded; not part of check

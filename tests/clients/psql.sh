@@ -1,49 +1,74 @@
 #!/usr/bin/env bash
-# psql.sh PSQL: every door in the simple protocol.
+# psql.sh PSQL: every door in the simple protocol. VIA is direct, or how pgbouncer hands connections on: session,
+# transaction.
 set -u
-psql=$1
+psql=("$1" -X -qAt)
+via=${VIA:-direct}
+witness="SELECT 'then ' || current_user || ' of ' || session_user"
 
-# door NAME START END: in force after START, gone after END.
-door() {
-    local found
-    found=$("$psql" -X -qAt -v ON_ERROR_STOP=1 -c "$2" -c "SELECT 'then ' || current_user || ' of ' || session_user" \
-        -c "$3" -c "SELECT 'then ' || current_user" 2>&1 | grep '^then\|ERROR\|DETAIL' | tr '\n' ';')
-    if [ "$found" = 'then bob of alice;then alice;' ]; then
-        echo "ok $1"
-    else
-        echo "not ok $1: $found"
-    fi
+# told NAME WANTED FOUND
+told() {
+    if [ "$2" = "$3" ]; then echo "ok $1"; else echo "not ok $1: $3"; fi
 }
 
-door 'setuser()' "SELECT setuser('bob')" 'SELECT setuser()'
-door 'setuser() by an e-mail address' "SELECT setuser('bob@example.com')" 'SELECT setuser()'
-door 'SET' "SET impersonate.target = 'bob'" "SET impersonate.target = ''"
-door 'RESET' "SET impersonate.target TO bob" 'RESET impersonate.target'
-door 'set_config()' "SELECT set_config('impersonate.target', 'bob', false)" \
-    "SELECT set_config('impersonate.target', '', false)"
-door 'CALL' "CALL impersonate.impersonate_user('bob')" 'CALL impersonate.impersonate_user(NULL)'
+# run LOGIN STATEMENT...: what the witnesses said, and errors; each statement is sent by itself.
+run() {
+    local login=$1 arguments=()
+    shift
+    for statement; do arguments+=(-c "$statement"); done
+    "${psql[@]}" -U "$login" "${arguments[@]}" 2>&1 | grep '^then\|ERROR\|HINT' | tr '\n' ';'
+}
 
-found=$("$psql" -X -qAt 2>&1 <<'SQL' | tr '\n' ';'
-BEGIN;
-SET LOCAL impersonate.target = 'bob';
-SELECT current_user;
-COMMIT;
-SELECT current_user;
-SQL
-)
-if [ "$found" = 'bob;alice;' ]; then echo 'ok SET LOCAL'; else echo "not ok SET LOCAL: $found"; fi
+while IFS=$'\t' read -r kind login name _ begin _ end _; do
+    back="then bob of $login;then $login of $login;"
+    case "$via $kind" in
+        *' local')
+            told "$name" "$back" "$(run "$login" BEGIN "$begin" "$witness" COMMIT "$witness")"
+            ;;
+        'transaction session')
+            found=$(run "$login" "$begin" "$witness")
+            case $found in
+                'ERROR:  an impersonation must end with its transaction'*"then $login of $login;") echo "ok $name, refused" ;;
+                *) echo "not ok $name, refused: $found" ;;
+            esac
+            ;;
+        *' session')
+            told "$name" "$back" "$(run "$login" "$begin" "$witness" "$end" "$witness")"
+            ;;
+    esac
+    if [ "$via $kind" = 'session session' ]; then
+        # One client leaves while it impersonates; the next gets its connection.
+        one="SELECT 'then ' || pg_backend_pid()"
+        first=$(run "$login" "$begin" "$witness" "$one")
+        next=$(run "$login" "$witness" "$one")
+        told "$name, the next client" "$back ${first##*then }" "${first%%;*};${next%%;*}; ${next##*then }"
+    fi
+done < <(tail -n +2 "$(dirname "$0")/doors.tsv")
 
-found=$(PGOPTIONS='-c impersonate.target=bob' "$psql" -X -qAt -c 'SELECT current_user' -c 'RESET impersonate.target' \
-    -c 'SELECT current_user' 2>&1 | tr '\n' ';')
-ended=$(PGOPTIONS='-c impersonate.target=bob' "$psql" -X -qAt -c "SET impersonate.target = ''" -c 'SELECT current_user' 2>&1)
-if [ "$found" = 'bob;alice;' ] && [ "$ended" = alice ]; then
-    echo 'ok start-up option'
+option='-c impersonate.target=bob'
+if [ "$via" = direct ]; then
+    told 'start-up option' 'then bob of alice;then alice of alice;then bob of alice;then alice of alice;' \
+        "$(export PGOPTIONS=$option
+            run alice "$witness" 'RESET impersonate.target' "$witness"
+            run alice "$witness" "SET impersonate.target = ''" "$witness")"
+elif [ "${IGNORED:-}" = options ]; then
+    # pgbouncer drops what it is told to ignore.
+    told 'start-up option, ignored' 'then alice of alice;' "$(PGOPTIONS=$option run alice "$witness")"
+    exit
 else
-    echo "not ok start-up option: $found $ended"
+    found=$(PGOPTIONS=$option "${psql[@]}" -U alice -c "$witness" 2>&1)
+    case $found in
+        *'unsupported startup parameter'*) echo 'ok start-up option, refused by the pooler' ;;
+        *) echo "not ok start-up option, refused by the pooler: $found" ;;
+    esac
 fi
 
-found=$("$psql" -X -qAt -c "SELECT setuser('carol')" 2>&1 | head -1)
-case $found in
-    *'may not act as role "carol"'*) echo 'ok a refusal' ;;
-    *) echo "not ok a refusal: $found" ;;
-esac
+for login in alice tool; do
+    statement="SELECT setuser('carol', local => true)"
+    [ $login = alice ] || statement='SET LOCAL ROLE carol'
+    found=$(run $login "$statement" "$witness")
+    case $found in
+        *'may not act as role "carol"'*'GRANT "SET USER" (carol)'*";then $login of $login;") echo "ok a refusal of $login" ;;
+        *) echo "not ok a refusal of $login: $found" ;;
+    esac
+done

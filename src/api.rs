@@ -31,6 +31,7 @@ fn setuser(
         key,
         tag: b"SELECT",
         statement: switch::with_name("SELECT setuser(", target, ")"),
+        quiet: false,
     };
     let request = Request {
         target,
@@ -54,6 +55,7 @@ fn impersonate_user(target: Option<&[u8]>, reason: Option<&[u8]>, fcinfo: pg_sys
         key: statements::newest_utility(),
         tag: b"CALL",
         statement: switch::sent(),
+        quiet: false,
     };
     let request = Request {
         reason,
@@ -85,6 +87,7 @@ fn set_config(
         key,
         tag: b"SELECT",
         statement: switch::sent(),
+        quiet: false,
     };
     let request = Request {
         local,
@@ -110,6 +113,7 @@ fn captured(
         key,
         tag: b"SELECT",
         statement: switch::sent(),
+        quiet: false,
     };
     let request = Request {
         local: local && target.is_some(),

@@ -1,8 +1,8 @@
 //! What the hooks lead to: which part of the crate answers for what.
 
-use crate::pg::trampoline::{self, Course, Handlers, Utility};
+use crate::pg::trampoline::{self, Course, Handlers, TransactionEnd, Utility};
 use crate::pg::utility::{self, Concern};
-use crate::pg::{access, active, changes, identity, leftovers, own_objects, rights, store};
+use crate::pg::{access, active, changes, identity, leftovers, own_objects, rights, role_lock, store};
 use crate::{audit, capture, grants, guard, session, settings, statements, switch};
 
 /// For `pg/trampoline.rs`.
@@ -10,10 +10,14 @@ pub static HANDLERS: Handlers = Handlers {
     bare_call: session::refuse_shadow,
     check: session::check,
     refuse: session::refuse_statement,
+    refused_instead: session::refused_instead,
     begun: statements::begun,
     joined: statements::joined,
     ran: statements::ran,
-    ended: statements::ended,
+    ended: |key| {
+        statements::ended(key);
+        session::look_again();
+    },
     failed: statements::failed,
     failed_early: statements::failed_early,
     concerns: |kind| {
@@ -39,6 +43,11 @@ pub static HANDLERS: Handlers = Handlers {
         // The statements' rows carry the identity that they ran under, so they come first.
         statements::transaction_ends(end);
         session::transaction_ends(end);
+        match end {
+            TransactionEnd::Commit => role_lock::transaction_ends(true),
+            TransactionEnd::Abort => role_lock::transaction_ends(false),
+            _ => (),
+        }
     },
     exiting: || {
         statements::connection_ends();

@@ -13,7 +13,7 @@ use crate::pg::active::{self, Note, Slot};
 use crate::pg::guc::{self, name_bytes, name_of, name_text, Handlers, Name, Refusal, RoleState, TargetState};
 use crate::pg::role_lock::{self, Switching};
 use crate::pg::trampoline::{self, TransactionEnd};
-use crate::pg::{access, changes, guc_values, identity, leftovers, portal, start_up};
+use crate::pg::{access, backends, catch, changes, guc_values, identity, leftovers, portal, start_up};
 use crate::switch::{self, Door};
 use crate::{guard, settings, statements};
 use pgrx::pg_sys::Oid;
@@ -70,6 +70,10 @@ struct Session {
     /// What the connection started with, and why that can't be had: whether it is in force is for `refused` to say.
     refusal: RefCell<Option<(Vec<u8>, Refusal)>>,
     refused: Cell<bool>,
+    /// The refusal is being raised.
+    refusing: Cell<bool>,
+    /// A statement that was refused when nothing could be told, and why.
+    untold: RefCell<Option<(Refusal, Vec<u8>)>>,
     /// When the target of an impersonation expires, where that was read again after it began.
     expires: Cell<([u8; 16], pgrx::pg_sys::TimestampTz)>,
     /// An impersonation that lost its session user: it doesn't come back if that user does.
@@ -158,6 +162,8 @@ thread_local! {
             ending: Cell::new(TransactionEnd::Commit),
             refusal: RefCell::new(None),
             refused: Cell::new(false),
+            refusing: Cell::new(false),
+            untold: RefCell::new(None),
             expires: Cell::new(([0; 16], 0)),
             dead: Cell::new([0; 16]),
             may_come_back: Cell::new(None),
@@ -256,7 +262,7 @@ fn target_assigned(state: Option<&TargetState>) {
                 hint: Some("End the impersonation with SELECT setuser();".to_owned()),
             });
         }
-        session.refused.set(refused);
+        set_refused(refused);
         session.target.set(next.map(|state| Rc::new(*state)));
         derive();
         if refused {
@@ -288,24 +294,38 @@ fn target_at_start(value: &CStr) {
     trampoline::follow_transactions();
 }
 
-/// The transaction in which the connection started is about to end. The connection opens in any case, and nothing can be
-/// done in it while the switch isn't lawful.
-fn started() {
-    if !SESSION.with(|session| session.starting.replace(false)) {
-        return;
-    }
+/// Judges what the connection started with, while it isn't in force: as the transaction ends in which the connection
+/// started, and as any other ends after that. The connection opens in any case, and nothing can be done in it while the
+/// switch isn't lawful.
+fn try_start() {
+    let first = SESSION.with(|session| session.starting.replace(false));
     let Some((name, _)) = refused() else { return };
-    match start_up::attempt(|| switch::at_start(&name)) {
-        Ok(state) => SESSION.with(|session| {
+    if let Some((refusal, statement)) = SESSION.with(|session| session.untold.take()) {
+        _ = start_up::attempt(|| switch::tell_denied_statement(&name, &refusal, statement));
+    }
+    let tried = start_up::attempt(|| switch::at_start(&name, first));
+    SESSION.with(|session| match tried {
+        Ok(state) => {
             guc::start_with(&state);
-            session.refused.set(false);
+            set_refused(false);
             session.target.set(Some(Rc::new(state)));
             derive();
-        }),
-        Err(refusal) => SESSION.with(|session| {
-            session.refusal.replace(Some((name, refusal)));
-        }),
+        }
+        Err(refusal) => _ = session.refusal.replace(Some((name, refusal))),
+    });
+}
+
+/// A statement has ended. One that may have been refused for what the connection started with is followed by another
+/// look: before the next statement is parsed, in a transaction of its own (D1).
+pub fn look_again() {
+    if SESSION.with(|session| session.refused.get()) {
+        backends::wake_self();
     }
+}
+
+fn set_refused(refused: bool) {
+    SESSION.with(|session| session.refused.set(refused));
+    active::set_refused(refused);
 }
 
 /// What the connection started with and can't have, while that is so.
@@ -330,9 +350,26 @@ pub fn forget_refused() {
 
 /// D1: while what the connection started with can't be had, every statement of the client's fails with the reason.
 pub fn refuse_statement() {
-    if let Some((_, refusal)) = refused() {
+    if let Some((name, refusal)) = refused() {
+        switch::tell_denied_statement(&name, &refusal, statements::kept_message().0.unwrap_or_default());
+        SESSION.with(|session| session.refusing.set(true));
         raise(&refusal);
     }
+}
+
+/// As [`refuse_statement`], for one that fails before it gets so far: it isn't parsed as whom it was sent for. What says
+/// that the server is in trouble, or the transaction block failed already, stays.
+pub fn refused_instead(sqlstate: i32) -> Option<Refusal> {
+    let (_, refusal) = refused()?;
+    let class = catch::sqlstate_text(sqlstate);
+    let stays = [b"08", b"25", b"40", b"53", b"54", b"57", b"58", b"XX"];
+    if SESSION.with(|session| session.refusing.replace(false)) || stays.iter().any(|stays| class.starts_with(*stays)) {
+        return None;
+    }
+    // Catalogs can't be read now.
+    let statement = statements::kept_message().0.unwrap_or_default();
+    SESSION.with(|session| session.untold.replace(Some((refusal.clone(), statement))));
+    Some(refusal)
 }
 
 fn role_assigned(state: &RoleState) {
@@ -925,7 +962,7 @@ fn refuse_open_cursors(local: bool) {
 
 /// The transaction is about to commit: what ends with it leaves nothing behind (S9).
 pub fn before_commit() {
-    started();
+    try_start();
     if let Some(state) = in_force().filter(|state| state.local) {
         put_back(&state);
     }
@@ -989,6 +1026,9 @@ pub fn transaction_ends(end: TransactionEnd) {
         }
         let aborted = matches!(end, TransactionEnd::Abort | TransactionEnd::SubtransactionAbort);
         session.restoring.set(None);
+        if end == TransactionEnd::Abort {
+            look_again();
+        }
         if aborted && session.changing.replace(false) {
             // A switch that failed half-way: told, but never in force.
             session.wanted.set(None);
@@ -1001,6 +1041,7 @@ pub fn transaction_ends(end: TransactionEnd) {
 pub fn connection_ends(terminated: bool) {
     SESSION.with(|session| {
         session.exiting.set(true);
+        active::set_refused(false);
         nothing_comes_back();
         if let Some(told) = session.told.take() {
             tell_end(

@@ -23,6 +23,8 @@ pub struct Door {
     pub tag: &'static [u8],
     /// The statement, without the cookie.
     pub statement: Vec<u8>,
+    /// A refusal isn't told.
+    pub quiet: bool,
 }
 
 /// What is asked for.
@@ -80,12 +82,14 @@ pub fn go(door: &Door, request: &Request) -> Vec<u8> {
     name_bytes(&state.target_name).to_vec()
 }
 
-/// As [`go`], while the connection starts (D1): the state that its `impersonate.target` stands for.
-pub fn at_start(target: &[u8]) -> TargetState {
+/// As [`go`], for what the connection starts with (D1): the state that its `impersonate.target` stands for. Only the
+/// first refusal is told; of those after it each statement tells that fails for it.
+pub fn at_start(target: &[u8], first: bool) -> TargetState {
     let door = Door {
         key: 0,
         tag: b"",
         statement: Vec::new(),
+        quiet: !first,
     };
     let request = Request::of(Some(target));
     let reason = given_reason(&request);
@@ -229,8 +233,26 @@ fn refused(catalogs: &Catalogs, verdict: &Verdict) -> Option<Refusal> {
     ))
 }
 
+/// A statement, as the audit keeps it, failed for what its connection started with.
+pub fn tell_denied_statement(target: &[u8], refusal: &Refusal, statement: Vec<u8>) {
+    let door = Door {
+        key: 0,
+        tag: b"",
+        statement,
+        quiet: false,
+    };
+    tell_denied(&door, Some(target), refusal, settings::reason().as_deref());
+}
+
 /// S6: a refusal leaves a DENIED row and nothing else.
 fn deny(door: &Door, target: Option<&[u8]>, refusal: &Refusal, reason: Option<&[u8]>) -> ! {
+    if !door.quiet {
+        tell_denied(door, target, refusal, reason);
+    }
+    session::raise(refusal);
+}
+
+fn tell_denied(door: &Door, target: Option<&[u8]>, refusal: &Refusal, reason: Option<&[u8]>) {
     let (statement, mut detail) = statements::kept_text(&door.statement);
     detail["target"] = target.map(shown).into();
     if let Some(resolved) = target
@@ -261,13 +283,12 @@ fn deny(door: &Door, target: Option<&[u8]>, refusal: &Refusal, reason: Option<&[
         role_name: &role,
         impersonation_id: told.map(|(state, _)| state.id),
         command_tag: door.tag(),
-        statement: door.tag().map(|_| &statement[..]),
+        statement: (!door.statement.is_empty()).then_some(&statement[..]),
         sqlstate: refusal.sqlstate_text(),
         reason: reason.map(|reason| identity::cut(reason, MAX_REASON)),
         detail: Some(detail.as_bytes()),
         ..statements::blank_event(Kind::Denied)
     });
-    session::raise(refusal);
 }
 
 impl Door {
@@ -293,6 +314,7 @@ pub fn set_role(target: Option<&[u8]>, local: bool, sets: bool) {
         key: statements::newest_utility(),
         tag: if sets { b"SET" } else { b"RESET" },
         statement: sent(),
+        quiet: false,
     };
     let request = Request {
         local: local && target.is_some(),
@@ -309,6 +331,7 @@ pub fn set(value: Option<&[u8]>, local: bool) {
         key: statements::newest_utility(),
         tag,
         statement: sent(),
+        quiet: false,
     };
     let request = Request {
         local,

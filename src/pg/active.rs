@@ -12,7 +12,7 @@ use super::guc::TargetState;
 use super::version;
 use pgrx::pg_guard;
 use pgrx::pg_sys;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 /// One active impersonation.
 #[repr(C)]
@@ -66,6 +66,8 @@ struct Place {
     rights: Note,
     /// Why another session ends this one; empty unless it does.
     doom: Note,
+    /// The process whose connection started with a target that it can't have yet; 0 for none. In the first place alone.
+    refused: AtomicI32,
 }
 
 /// Which of a backend's two entries.
@@ -83,6 +85,8 @@ struct Table {
     used: AtomicU32,
     /// Those of them that were judged by objects too (A6).
     full: AtomicU32,
+    /// Connections that started with a target that they can't have yet.
+    refused: AtomicU32,
     /// When a statement last changed what is judged.
     changed_at: pg_sys::TimestampTz,
     first: [Place; 0],
@@ -202,6 +206,39 @@ pub fn publish(slot: Slot, entry: Option<(&Entry, &Note)>) {
                 _ => (),
             }
         });
+    }
+}
+
+/// This connection started with a target that it can't have, or no longer does. Takes no lock and raises nothing.
+pub fn set_refused(refused: bool) {
+    if !available() {
+        return;
+    }
+    // SAFETY: the place is this backend's; only atomics of it are touched.
+    unsafe {
+        let number = 2 * version::backend_slot();
+        if number >= (*TABLE).places {
+            return;
+        }
+        let pid = if refused { super::identity::pid() } else { 0 };
+        let was = (*place(number)).refused.swap(pid, Ordering::AcqRel);
+        match (was != 0, refused) {
+            (false, true) => _ = (*TABLE).refused.fetch_add(1, Ordering::Release),
+            (true, false) => _ = (*TABLE).refused.fetch_sub(1, Ordering::Release),
+            _ => (),
+        }
+    }
+}
+
+/// Connections that started with a target that they can't have yet.
+pub fn refused() -> Vec<i32> {
+    // SAFETY: atomics in shared memory.
+    unsafe {
+        if !available() || (*TABLE).refused.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        let pids = (0..(*TABLE).places).map(|number| (*place(number)).refused.load(Ordering::Acquire));
+        pids.filter(|pid| *pid != 0).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Other backends: ending them, and waiting until they are gone.
+//! Other backends: ending them, waking them, and waiting until they are gone.
 
 use super::latch;
 use pgrx::pg_sys;
@@ -17,6 +17,20 @@ pub fn terminate(pid: i32) -> bool {
 pub fn lives(pid: i32) -> bool {
     // SAFETY: reads shared memory under its lock.
     unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
+}
+
+/// Has an idle backend run a transaction of its own, as one does that is to catch up with what others changed. One that
+/// is inside a transaction block doesn't. Raises nothing.
+pub fn wake(pid: i32) {
+    const ANY_SLOT: i32 = -1;
+    // SAFETY: reads shared memory; a process that isn't there is no error.
+    unsafe { pg_sys::SendProcSignal(pid, pg_sys::ProcSignalReason::PROCSIG_CATCHUP_INTERRUPT, ANY_SLOT) };
+}
+
+/// As [`wake`], for this backend: once it is idle.
+pub fn wake_self() {
+    // SAFETY: sets a flag and a latch, as the signal's handler does.
+    unsafe { pg_sys::HandleCatchupInterrupt() };
 }
 
 /// Waits for `milliseconds`, interruptible.

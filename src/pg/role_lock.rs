@@ -8,8 +8,9 @@
 //!   ROW EXCLUSIVE mode will do: it keeps switches away, but not other role changes, of which none can break anything.
 //!   Else EXCLUSIVE mode: two changes of which each is harmless may break a criterion together.
 
-use super::active;
+use super::{active, backends, trampoline};
 use pgrx::pg_sys::{self, LOCKTAG};
+use std::cell::Cell;
 
 const SWITCH: i32 = pg_sys::ShareLock as i32;
 const CHANGE: i32 = pg_sys::RowExclusiveLock as i32;
@@ -68,8 +69,23 @@ pub fn keep_roles() {
     }
 }
 
+thread_local! {
+    /// This transaction changes roles.
+    static CHANGES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The transaction has ended. What it changed may be what a connection waits for that started with a target (D1): it
+/// looks before its next statement. It has to wait for our locks, and so sees what we did.
+pub fn transaction_ends(committed: bool) {
+    if CHANGES.take() && committed {
+        active::refused().into_iter().for_each(backends::wake);
+    }
+}
+
 /// A role is about to be changed: until the transaction ends no switch is judged that doesn't see it.
 pub fn begin_change() {
+    CHANGES.set(true);
+    trampoline::follow_transactions();
     if !active::any() {
         acquire(CHANGE);
         if !active::any() {

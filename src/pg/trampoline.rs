@@ -167,6 +167,8 @@ pub struct Handlers {
     pub check: fn(bool),
     /// Before a function that the protocol calls. May raise.
     pub refuse: fn(),
+    /// What the client is told in place of an error with this SQLSTATE, of a statement that hasn't begun. Raises nothing.
+    pub refused_instead: fn(c_int) -> Option<super::guc::Refusal>,
     /// May raise.
     pub begun: fn(&Begun),
     /// A statement is about to run, the client's own or one inside it whose effects don't wait for the commit. May raise
@@ -927,6 +929,9 @@ unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
     // SAFETY: as executor_start; the error data are valid for the call.
     unsafe {
         if watching() && (*error).elevel >= pgrx::PgLogLevel::ERROR as i32 {
+            if (*error).elevel == pgrx::PgLogLevel::ERROR as i32 && DEPTH.0.get() == 0 {
+                refused_instead(error);
+            }
             error_reported((*error).sqlerrcode, (*error).elevel);
             if (*error).elevel == pgrx::PgLogLevel::FATAL as i32 && (*error).detail.is_null() {
                 explain_end(error);
@@ -935,6 +940,30 @@ unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
         if let Some(previous) = PREVIOUS_EMIT_LOG {
             previous(error);
         }
+    }
+}
+
+/// A statement that is refused in any case, and fails before anybody could refuse it, fails with the reason (D1).
+#[pg_guard]
+unsafe extern "C-unwind" fn refused_instead(error: *mut pg_sys::ErrorData) {
+    // SAFETY: the error's own data; what is put in is in its own memory, which frees it (elog.c).
+    unsafe {
+        let Some(refusal) = (handlers().refused_instead)((*error).sqlerrcode) else {
+            return;
+        };
+        let memory = (*error).assoc_context;
+        let copy = |words: Option<&str>| {
+            let words = words.and_then(|words| CString::new(identity::speakable(words).as_ref()).ok());
+            words.map_or(std::ptr::null_mut(), |words| {
+                pg_sys::MemoryContextStrdup(memory, words.as_ptr())
+            })
+        };
+        (*error).sqlerrcode = refusal.sqlstate as c_int;
+        (*error).message = copy(Some(&refusal.message));
+        (*error).detail = copy(refusal.detail.as_deref());
+        (*error).hint = copy(refusal.hint.as_deref());
+        (*error).context = std::ptr::null_mut();
+        (*error).cursorpos = 0;
     }
 }
 

@@ -232,3 +232,124 @@ fn d5_the_servers_own_workers_take_no_target() {
         .batch_execute("RESET impersonate.target; ALTER ROLE postgres RESET impersonate.target")
         .unwrap();
 }
+
+/// Whoever changes roles or rights has the connection look again, before its next statement is parsed.
+#[test]
+fn d1_what_becomes_lawful_is_in_force_before_the_next_statement_is_parsed() {
+    let stage = Stage::new();
+    let (carol, table) = (stage.name("carol"), unique("seen"));
+    stage.admin(&format!(
+        "CREATE SCHEMA {carol} AUTHORIZATION {carol};
+         CREATE TABLE {carol}.{table} AS SELECT 'hers' AS whose; ALTER TABLE {carol}.{table} OWNER TO {carol}"
+    ));
+    let first = format!("SELECT whose || ' ' || current_user FROM {table}");
+    for (number, protocol) in PROTOCOLS.into_iter().enumerate() {
+        for (forbid, allow) in [
+            ("ALTER ROLE <carol> CREATEDB", "ALTER ROLE <carol> NOCREATEDB"),
+            ("GRANT pg_checkpoint TO <carol>", "REVOKE pg_checkpoint FROM <carol>"),
+            ("REVOKE \"SET USER\" FROM <imp>", "GRANT \"SET USER\" TO <imp>"),
+            (
+                "DELETE FROM impersonate.set_user_grant WHERE grantee = '<imp>'::regrole",
+                "GRANT \"SET USER\" TO <imp>",
+            ),
+        ] {
+            stage.admin(forbid);
+            let mut client = connect(&stage, "-c impersonate.target=<carol>");
+            // Not even a name that only carol's search path knows comes before the reason.
+            for sql in [&first, "SELEKT 1", "SELECT 1"] {
+                let error =
+                    error_in(&send(&mut client, protocol, sql)).unwrap_or_else(|| panic!("{sql} after {forbid}"));
+                assert_eq!(error.code, "42501", "{number}: {sql}: {error:?}");
+                assert!(error.message.contains("may not act as role"), "{error:?}");
+            }
+            stage.admin(allow);
+            assert_eq!(
+                value(&mut client, protocol, &first),
+                format!("hers {carol}"),
+                "{number}: after {allow}"
+            );
+            // And it is an impersonation as any other.
+            client.simple("SET impersonate.target = ''");
+            assert_eq!(value(&mut client, protocol, "SELECT current_user"), stage.name("imp"));
+        }
+    }
+}
+
+/// What is not heard of, such as a reload, shows at the second statement; and what happens in a transaction block after it.
+#[test]
+fn d1_it_is_looked_at_again_after_a_refused_statement() {
+    let stage = Stage::alone();
+    stage.admin("ALTER SYSTEM SET impersonate.exempt_roles = '<carol>'");
+    stage.admin("SELECT pg_reload_conf()");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let mut client = connect(&stage, "-c impersonate.target=<carol>");
+    assert!(error_in(&client.simple("SELECT 1")).is_some());
+    stage.admin("ALTER SYSTEM RESET impersonate.exempt_roles");
+    stage.admin("SELECT pg_reload_conf()");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    client.simple("SELECT 1");
+    assert_eq!(
+        value(&mut client, Protocol::Simple, "SELECT current_user"),
+        stage.name("carol")
+    );
+
+    client.simple("SELECT setuser()");
+    stage.admin("ALTER ROLE <carol> CREATEDB");
+    let mut client = connect(&stage, "-c impersonate.target=<carol>");
+    client.simple("BEGIN");
+    assert!(error_in(&client.simple("SELECT 1")).is_some());
+    stage.admin("ALTER ROLE <carol> NOCREATEDB");
+    // The block failed, whatever has become lawful.
+    let error = error_in(&client.simple("SELECT 1")).expect("a failed block");
+    assert_eq!(error.code, "25P02");
+    client.simple("ROLLBACK");
+    assert_eq!(
+        value(&mut client, Protocol::Simple, "SELECT current_user"),
+        stage.name("carol")
+    );
+}
+
+#[test]
+fn s6_each_statement_that_is_refused_leaves_a_row() {
+    let stage = Stage::new();
+    stage.admin("ALTER ROLE <carol> CREATEDB");
+    for protocol in PROTOCOLS {
+        let mut client = connect(&stage, "-c impersonate.target=<carol>");
+        let pid = client.pid();
+        for sql in [
+            "SELECT 1 AS one",
+            "TABLE there_is_no_such_table",
+            "CREATE ROLE somebody PASSWORD 'secret'",
+            "SELEKT",
+        ] {
+            send(&mut client, protocol, sql);
+        }
+        // A message of its own comes after what the idle connection does.
+        send(&mut client, protocol, "SHOW impersonate.target");
+        stage.admin("SELECT impersonate.audit_sync()");
+        let rows = stage.look(&format!(
+            "SELECT event, statement, sqlstate, detail->>'target', detail->>'door' FROM impersonate.audit
+              WHERE pid = {pid} ORDER BY event_id"
+        ));
+        let text = |words: &str| Some(words.to_owned());
+        let denied = |statement: Option<String>| {
+            vec![
+                text("DENIED"),
+                statement,
+                text("42501"),
+                Some(stage.name("carol")),
+                text("connection"),
+            ]
+        };
+        assert_eq!(
+            rows,
+            [
+                denied(None),
+                denied(text("SELECT 1 AS one")),
+                denied(text("TABLE there_is_no_such_table")),
+                denied(text("CREATE ROLE somebody PASSWORD '<redacted>'")),
+                denied(text("SELEKT")),
+            ]
+        );
+    }
+}

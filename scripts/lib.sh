@@ -126,6 +126,9 @@ test_pg_config() {
 # major_of PG_CONFIG: 15 for "PostgreSQL 15.20 (Debian ...)".
 major_of() { "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
 
+# The version of the extension, by its control file.
+extension_version() { sed -nE "s/^default_version = '(.*)'$/\1/p" "$root/impersonate.control"; }
+
 # use_postgres: sets pg_config, bindir and pgxs_tests for the functions below. After setup.sh.
 use_postgres() {
     pg_config=$(test_pg_config)

@@ -24,6 +24,17 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION impersonate.library_version() RETURNS text
+    LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'library_version_wrapper';
+COMMENT ON FUNCTION impersonate.library_version() IS
+    'version of the library that the server has loaded; the extension in this database must be of the same';
+CREATE FUNCTION impersonate.require_library() RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'require_library_wrapper';
+COMMENT ON FUNCTION impersonate.require_library() IS
+    'raises if the loaded library is older than the extension in this database; for the extension''s scripts';
+-- A server that was not restarted still has the library of before.
+SELECT impersonate.require_library();
+
 GRANT USAGE ON SCHEMA impersonate TO PUBLIC;
 COMMENT ON SCHEMA impersonate IS 'who may act as whom, who does now, and what was done';
 

@@ -4,7 +4,7 @@ use crate::pg::roles::Catalogs;
 use crate::pg::{active, identity, portal, rights};
 use crate::switch::{self, refusal, Door, Request};
 use crate::target;
-use crate::{audit, capture, exempt, grants, guard, session, statements, trail};
+use crate::{audit, capture, exempt, grants, guard, session, statements, trail, version};
 use impersonate_policy as policy;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::{self, Oid};
@@ -149,6 +149,7 @@ fn not_own(what: &str, usage: &str) -> ! {
 }
 
 fn judged(target: &[u8], impersonator: &[u8]) -> (Catalogs, Verdict, Option<String>) {
+    version::require_same();
     let target = target::resolve(target)
         .unwrap_or_else(|refusal| session::raise(&refusal))
         .role;
@@ -225,6 +226,18 @@ fn explain_setuser(
         .chain(exempt)
         .collect();
     TableIterator::new(rows)
+}
+
+/// `impersonate.library_version`
+#[pg_extern(stable, parallel_safe)]
+fn library_version() -> String {
+    version::library().into_owned()
+}
+
+/// `impersonate.require_library`: at the head of each of the extension's scripts.
+#[pg_extern(volatile, parallel_unsafe)]
+fn require_library() {
+    version::require_no_newer();
 }
 
 /// `impersonate.grant_set_user`

@@ -7,7 +7,7 @@ use crate::pg::trampoline::{Course, Utility};
 use crate::pg::utility::{self, RoleGrant};
 use crate::pg::version::AdminClause;
 use crate::pg::{identity, rights, store};
-use crate::{guard, session, statements};
+use crate::{guard, session, statements, version};
 use impersonate_policy as policy;
 use pgrx::pg_sys::Oid;
 use pgrx::{ereport, PgLogLevel, PgSqlErrorCode};
@@ -140,7 +140,7 @@ fn named(name: &[u8]) -> RoleId {
     })
 }
 
-/// Raises where the extension isn't created: there is nowhere to keep a right.
+/// Raises where the extension isn't created, or not as this library knows it: there is nowhere to keep a right.
 pub fn require_extension() {
     if !rights::extension_created() {
         raise(
@@ -150,6 +150,7 @@ pub fn require_extension() {
             Some("CREATE EXTENSION impersonate;".to_owned()),
         );
     }
+    version::require_same();
 }
 
 /// Who grants: the current user, or another if a superuser says so, as for roles.

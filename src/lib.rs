@@ -16,6 +16,7 @@ mod statements;
 mod switch;
 mod target;
 mod trail;
+mod version;
 
 pgrx::pg_module_magic!();
 

@@ -7,7 +7,7 @@ use crate::pg::roles::Catalogs;
 use crate::pg::{changes, identity, portal};
 use crate::session::{self, Cause, Switch};
 use crate::target::{self, shown};
-use crate::{exempt, guard, settings, statements};
+use crate::{exempt, guard, settings, statements, version};
 use impersonate_policy as policy;
 use pgrx::PgSqlErrorCode;
 use policy::{quote_literal, Verdict, World};
@@ -105,6 +105,8 @@ fn given_reason(request: &Request) -> Option<Vec<u8>> {
 }
 
 fn start(door: &Door, target: &[u8], request: &Request, reason: Option<&[u8]>, at_start: bool) -> TargetState {
+    // Raised, and not on record: the record's form is the other version's as well.
+    version::require_same();
     let shown_target = shown(target);
     if settings::local_only() && !request.local {
         let refusal = refusal(

@@ -19,6 +19,7 @@ pub mod objects;
 pub mod outside;
 pub mod own_objects;
 pub mod own_schema;
+pub mod own_version;
 pub mod parameters;
 pub mod portal;
 pub mod regex;

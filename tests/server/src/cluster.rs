@@ -132,6 +132,7 @@ impl Builder {
             folder,
             port,
             server: None,
+            environment: Vec::new(),
         };
         cluster.set("unix_socket_directories", &cluster.folder.display().to_string());
         cluster.set("listen_addresses", if self.tcp { "127.0.0.1" } else { "" });
@@ -171,6 +172,7 @@ pub struct Cluster {
     folder: PathBuf,
     port: u16,
     server: Option<Child>,
+    environment: Vec<(String, String)>,
 }
 
 impl Cluster {
@@ -212,6 +214,13 @@ impl Cluster {
         writeln!(file, "{name} = '{}'", value.replace('\'', "''")).unwrap();
     }
 
+    /// What the server finds in its environment from its next start on; None takes it out again.
+    pub fn environment(&mut self, name: &str, value: Option<&str>) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment
+            .extend(value.map(|value| (name.to_owned(), value.to_owned())));
+    }
+
     // Starting and stopping -------------------------------------------------------------------------------------------
 
     /// Starts it and waits until it takes connections.
@@ -240,6 +249,7 @@ impl Cluster {
             .arg(self.data())
             .stdout(Stdio::from(log.try_clone().unwrap()))
             .stderr(Stdio::from(log));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         // Ctrl-C is for the tests; the guard stops the server.
         command.process_group(0);
         let mut server = command.spawn().expect("the server's program can be run");

@@ -173,13 +173,18 @@ impl Drop for Script {
 
 #[test]
 fn the_extension_can_be_updated_under_the_writer() {
-    let script = Script(Cluster::extensions().join("impersonate--0.1.0--0.1.0test.sql"));
-    fs::write(
-        &script.0,
+    let script = |step: &str, text: &str| {
+        let script = Script(Cluster::extensions().join(format!("impersonate--{step}.sql")));
+        fs::write(&script.0, text).unwrap();
+        script
+    };
+    let _there = script(
+        "0.1.0--0.1.0test",
         "ALTER TABLE impersonate.audit ADD COLUMN more integer;\n\
          CREATE FUNCTION impersonate.added() RETURNS integer LANGUAGE sql AS 'SELECT 1';\n",
-    )
-    .unwrap();
+    );
+    // The library begins no impersonation in another version's database, and goes on with one that it began before.
+    let _back = script("0.1.0test--0.1.0", "");
     let cluster = cluster();
     let database = used(&cluster);
     let mut inside = database.connect(OWNER);
@@ -190,6 +195,9 @@ fn the_extension_can_be_updated_under_the_writer() {
         .unwrap();
     inside.batch_execute("INSERT INTO t VALUES (2)").unwrap();
     drop(inside);
+    owner
+        .batch_execute("ALTER EXTENSION impersonate UPDATE TO '0.1.0'")
+        .unwrap();
     use_it(&cluster, &database.name);
     rows(&mut owner);
     assert_eq!(

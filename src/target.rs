@@ -19,21 +19,34 @@ pub fn resolve(name: &[u8]) -> Result<Resolved, Refusal> {
     if let Some(role) = role_named(name) {
         return Ok(Resolved { role, external: false });
     }
-    let role = mapped(name).ok_or_else(|| nobody(name))?;
-    Ok(Resolved { role, external: true })
+    let Some((named, position)) = mapped(name) else {
+        return Err(nobody(name));
+    };
+    match role_named(&named) {
+        Some(role) => Ok(Resolved { role, external: true }),
+        // By another rule it would be somebody whom nobody meant.
+        None => Err(Refusal {
+            detail: Some(format!(
+                "\"{}\" stands for it by the rule at position {position} of impersonate.user_mapping.",
+                shown(name)
+            )),
+            ..nobody(&named)
+        }),
+    }
 }
 
-/// The role of the first rule that fits. A rule whose role doesn't exist fits nobody.
-fn mapped(name: &[u8]) -> Option<Oid> {
+/// What the first rule that matches makes of a name, and its position: the first decides.
+fn mapped(name: &[u8]) -> Option<(Vec<u8>, i64)> {
     if name.is_empty() || name.contains(&0) {
         return None;
     }
-    mapping::rules().iter().find_map(|rule| {
-        let Some(pattern) = rule.external_name.strip_prefix(b"/") else {
-            return (rule.external_name == name).then(|| role_named(&rule.role)).flatten();
+    mapping::rules().into_iter().find_map(|rule| {
+        let role = match rule.external_name.strip_prefix(b"/") {
+            Some(pattern) => with_capture(&rule.role, &regex::captured(pattern, name)?),
+            None if rule.external_name == name => rule.role,
+            None => return None,
         };
-        let captured = regex::captured(pattern, name)?;
-        role_named(&with_capture(&rule.role, &captured))
+        Some((role, rule.position))
     })
 }
 

@@ -8,7 +8,7 @@ use pgrx::FromDatum;
 pub struct Rule {
     pub external_name: Vec<u8>,
     pub role: Vec<u8>,
-    position: i64,
+    pub position: i64,
 }
 
 const COLUMNS: usize = 3;
@@ -55,6 +55,7 @@ pub fn rules() -> Vec<Rule> {
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
     }
-    rules.sort_by_key(|rule| rule.position);
+    // Of two at one position always the same is the first.
+    rules.sort_by(|a, b| (a.position, &a.external_name).cmp(&(b.position, &b.external_name)));
     rules
 }

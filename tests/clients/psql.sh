@@ -72,3 +72,14 @@ for login in alice tool; do
         *) echo "not ok a refusal of $login: $found" ;;
     esac
 done
+
+# A program that knows SET ROLE alone. In session mode, the next client gets its connection.
+if [ "$via" != transaction ]; then
+    dump=("$(dirname "$1")/pg_dump" -U tool -t bobs --data-only --column-inserts)
+    case $("${dump[@]}" 2>&1) in
+        *'permission denied for table bobs'*) ;;
+        *) echo 'not ok pg_dump by itself' ;;
+    esac
+    told 'pg_dump --role' "INSERT INTO public.bobs (what) VALUES ('of bob');" "$("${dump[@]}" --role bob 2>&1 | grep '^INSERT\|rror')"
+    told 'pg_dump --role, the next client' 'then tool of tool;' "$(run tool "$witness")"
+fi

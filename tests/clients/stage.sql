@@ -9,3 +9,5 @@ CREATE ROLE carol LOGIN;
 GRANT "SET USER" (bob) TO alice, tool;
 ALTER ROLE tool SET impersonate.capture_set_role = on;
 INSERT INTO impersonate.user_mapping (external_name, role) VALUES ('bob@example.com', 'bob');
+CREATE TABLE bobs AS SELECT 'of bob' AS what;
+ALTER TABLE bobs OWNER TO bob;

@@ -1,4 +1,5 @@
-"""psycopg 3: simple protocol (ClientCursor), extended protocol, prepared statements, parameters."""
+"""psycopg 3: simple protocol, extended protocol (which it takes for parameters, and for binary results), prepared
+statements, and parameters of its own (ClientCursor)."""
 
 import psycopg
 from doors import LOGINS, VIA, WITNESS, doors, end_value, there_and_back, told
@@ -25,9 +26,9 @@ def lasting(connection, login, protocol):
         for prepare in [None, True] if protocol == "extended" else [None]:
             found = []
             try:
-                connection.execute(door.begin, prepare=prepare)
+                connection.execute(door.begin, prepare=prepare, binary=protocol == "extended")
                 found.append(user(connection))
-                connection.execute(door.end, prepare=prepare)
+                connection.execute(door.end, prepare=prepare, binary=protocol == "extended")
                 found.append(user(connection))
             except psycopg.Error as error:
                 found.append(str(error))
@@ -39,7 +40,7 @@ def local(connection, login, protocol):
         found = []
         try:
             with connection.transaction():
-                connection.execute(door.begin)
+                connection.execute(door.begin, binary=protocol == "extended")
                 found.append(user(connection))
             found.append(user(connection))
         except psycopg.Error as error:

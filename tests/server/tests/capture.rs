@@ -2,7 +2,8 @@
 
 mod stage;
 
-use stage::{Session, Stage};
+use impersonate_server_tests::raw::{error_in, rows_in};
+use stage::{Protocol, Session, Stage, PROTOCOLS};
 
 /// The settings are in force from the next session on.
 fn captured(stage: &Stage) -> Session<'_> {
@@ -143,4 +144,277 @@ fn d2_roles_without_login_and_without_membership_are_acted_as() {
         "SELECT user_name, detail->>'cause' FROM impersonate.audit WHERE pid = {pid} AND event = 'RESETUSER'"
     ));
     assert_eq!(ended, [[Some(carol), Some("end of transaction".to_owned())]]);
+}
+
+// What tools really send ------------------------------------------------------------------------------------------------
+
+/// Parsed under a name, unless it was before, then bound and executed: rows.
+#[track_caller]
+fn prepared(session: &mut Session, name: &str, sql: &str, types: &[u32], values: &[Option<&str>]) -> Vec<stage::Row> {
+    let raw = &mut session.raw;
+    if !sql.is_empty() {
+        raw.parse(name, sql, types);
+    }
+    raw.bind("", name, values);
+    raw.execute("", 0);
+    raw.sync();
+    let answer = raw.read_until_ready();
+    assert_eq!(error_in(&answer), None, "{name}");
+    rows_in(&answer)
+}
+
+/// SETUSER, RESETUSER and STATEMENT rows as `event user role tag`.
+fn trail(stage: &Stage, pid: i32) -> Vec<String> {
+    let rows = stage.audit(pid, &["SETUSER", "RESETUSER", "STATEMENT", "DENIED"]);
+    let told = rows.into_iter().map(|row| {
+        let statement = row.statement.unwrap_or_default();
+        let end = row.cause.filter(|_| row.event == "RESETUSER");
+        format!("{} {} {}", row.event, row.user, end.unwrap_or(statement))
+    });
+    told.collect()
+}
+
+/// By its driver for Java: the extended protocol, a transaction that reads alone, and a portal that is read by pieces and
+/// left in the middle. The next user's connection is the same one.
+#[test]
+fn d2_metabase_a_role_for_each_query_on_a_connection_that_is_kept() {
+    let stage = Stage::new();
+    let mut session = captured(&stage);
+    let bob = stage.name("bob");
+    session.ok_by(
+        Protocol::Extended,
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED",
+    );
+    for target in ["bob", "carol", "bob"] {
+        session.ok_by(Protocol::Extended, &format!("SET ROLE <{target}>;"));
+        session.is(target);
+        session.ok_by(Protocol::Extended, "BEGIN READ ONLY");
+        session.raw.parse("", "SELECT g FROM generate_series(1, 10) g", &[]);
+        session.raw.bind("C_1", "", &[]);
+        session.raw.execute("C_1", 4);
+        session.raw.sync();
+        let answer = session.raw.read_until_ready();
+        assert_eq!((error_in(&answer), rows_in(&answer).len()), (None, 4));
+        // The pool does that with what is given back.
+        session.ok_by(Protocol::Extended, "ROLLBACK");
+    }
+    // A user without a role of the database's.
+    session.ok_by(Protocol::Extended, "SET ROLE NONE;");
+    session.is_itself();
+    session.ok_by(Protocol::Extended, "SET ROLE NONE;");
+    session.is_itself();
+    assert_eq!(
+        stage.history(session.pid()),
+        [
+            "+bob",
+            "-bob switched",
+            "+carol",
+            "-carol switched",
+            "+bob",
+            "-bob asked"
+        ]
+    );
+    let read = format!("STATEMENT {bob} SELECT g FROM generate_series(1, 10) g");
+    let trail = trail(&stage, session.pid());
+    assert_eq!(trail.iter().filter(|row| **row == read).count(), 2, "{trail:#?}");
+}
+
+/// S9: what is set between two roles belongs to the first. Before the next it would have to be ended.
+#[test]
+fn d2_metabase_the_time_zone_that_is_set_before_the_next_role_is_the_last_ones() {
+    let stage = Stage::new();
+    let mut session = captured(&stage);
+    session.ok("SET TIMEZONE TO 'UTC'");
+    session.ok("SET ROLE <bob>;");
+    session.ok("SET TIMEZONE TO 'Asia/Tokyo'");
+    session.ok("SET ROLE <carol>;");
+    assert_eq!(session.value("SHOW timezone"), "UTC");
+    session.ok("SET ROLE NONE");
+    session.ok("SET TIMEZONE TO 'Asia/Tokyo'");
+    session.ok("SET ROLE <carol>;");
+    assert_eq!(session.value("SHOW timezone"), "Asia/Tokyo");
+}
+
+/// One prepared statement of many calls in a transaction that may only read, for one role after the other.
+#[test]
+fn d2_postgrest_one_prepared_statement_of_many_set_configs() {
+    const UNKNOWN: u32 = 705;
+    let stage = Stage::new();
+    stage.admin(
+        "ALTER ROLE <bob> NOLOGIN; ALTER ROLE <carol> NOLOGIN; ALTER ROLE <imp> NOINHERIT;
+         ALTER ROLE <imp> SET impersonate.require_login = off;
+         CREATE TABLE <s>.todo AS SELECT r AS owner FROM unnest(ARRAY['<bob>', '<carol>']) r;
+         ALTER TABLE <s>.todo ENABLE ROW LEVEL SECURITY; GRANT SELECT ON <s>.todo TO <bob>, <carol>;
+         CREATE POLICY own ON <s>.todo
+             USING (owner = current_setting('request.jwt.claims')::json->>'role' AND owner = current_user);
+         CREATE FUNCTION <s>.pre_request() RETURNS void LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM set_config('request.seen', current_user, true); END $$",
+    );
+    let mut session = captured(&stage);
+    let names = ["bob", "carol", "bob"].map(|name| stage.name(name));
+    let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
+    let locals = "select set_config('search_path', $1, true), set_config($2, $3, true), set_config('role', $4, true), \
+                  set_config('request.jwt.claims', $5, true), set_config('request.method', $6, true), \
+                  set_config('request.path', $7, true), set_config('request.headers', $8, true), \
+                  set_config('request.cookies', $9, true)";
+    for (turn, name) in names.iter().enumerate() {
+        let pre_request = stage.sql("select <s>.pre_request()");
+        let first = |sql| if turn == 0 { sql } else { "" };
+        let claims = format!("{{\"role\": \"{name}\"}}");
+        let path = stage.name("s");
+        prepared(&mut session, "b", first(begin), &[], &[]);
+        let values = [
+            &path,
+            "statement_timeout",
+            "7s",
+            name,
+            &claims,
+            "GET",
+            "/todo",
+            "{\"a\": \"b\"}",
+            "{}",
+        ];
+        let row = prepared(&mut session, "l", first(locals), &[UNKNOWN; 9], &values.map(Some));
+        let told: Vec<_> = row[0]
+            .iter()
+            .map(|value| value.as_deref().unwrap_or_default())
+            .collect();
+        assert_eq!((told[2], told[4]), (name.as_str(), "GET"));
+        prepared(&mut session, "r", first(&pre_request), &[], &[]);
+        let rows = prepared(&mut session, "q", first("SELECT owner FROM todo"), &[], &[]);
+        assert_eq!(rows, [[Some(name.clone())]]);
+        assert_eq!(session.value("SHOW request.seen"), *name);
+        assert_eq!(session.value("SHOW statement_timeout"), "7s");
+        prepared(&mut session, "c", first("COMMIT"), &[], &[]);
+        session.is_itself();
+        assert_eq!(session.value("SHOW statement_timeout"), "0");
+        assert_eq!(session.value("SELECT current_setting('request.jwt.claims', true)"), "");
+    }
+    let ended = ["+bob", "-bob end of transaction"];
+    let history = stage.history(session.pid());
+    assert_eq!((history.len(), &history[..2]), (6, &ended.map(str::to_owned)[..]));
+    let told = stage.audit(session.pid(), &["SETUSER"]);
+    assert_eq!(
+        (told[0].statement.as_deref(), told[0].tag.as_deref()),
+        (Some(locals), Some("SELECT"))
+    );
+    let statements = stage.audit(session.pid(), &["STATEMENT"]);
+    let queries: Vec<_> = statements
+        .iter()
+        .filter(|row| row.statement.as_deref() == Some("SELECT owner FROM todo"))
+        .map(|row| row.user.clone())
+        .collect();
+    assert_eq!(queries, names);
+}
+
+/// A role of the token that there is no right over: the request's transaction is over, and the next is judged afresh.
+#[test]
+fn d2_postgrest_a_role_that_is_refused_ends_the_request() {
+    let stage = Stage::new();
+    stage.admin("REVOKE \"SET USER\" (<carol>) FROM <imp>");
+    let mut session = captured(&stage);
+    for protocol in PROTOCOLS {
+        for wrong in ["<carol>", "nobody_of_that_name", ""] {
+            session.ok("BEGIN READ ONLY");
+            let sqlstate = match wrong {
+                "<carol>" => "42501",
+                "" => "22023",
+                _ => "42704",
+            };
+            let sql = format!(
+                "select set_config('role', '{wrong}', true), set_config('request.jwt.claims', '{{\"role\": 1}}', true)"
+            );
+            session.fails_by(protocol, sqlstate, &sql);
+            session.fails_by(protocol, "25P02", "SELECT 1");
+            session.ok("ROLLBACK");
+            session.is_itself();
+            session.ok("BEGIN READ ONLY");
+            session.ok_by(protocol, "select set_config('role', '<bob>', true)");
+            session.is("bob");
+            session.ok("COMMIT");
+            session.is_itself();
+        }
+    }
+    assert_eq!(stage.audit(session.pid(), &["DENIED"]).len(), 4);
+}
+
+/// As older ones sent them: statement by statement, all in one message.
+#[test]
+fn d2_postgrest_set_local_role_among_other_settings_in_one_message() {
+    let stage = Stage::new();
+    let mut session = captured(&stage);
+    session.ok("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY");
+    session.ok(
+        "set local role '<bob>';set local \"request.jwt.claim.role\" = '<bob>';set local \"request.method\" = 'GET';",
+    );
+    session.is("bob");
+    session.ok("COMMIT");
+    session.is_itself();
+    // All of a request at once.
+    let rows = session.ok("BEGIN; SET LOCAL ROLE <bob>; SELECT current_user; COMMIT; SELECT current_user");
+    let names = ["bob", "imp"].map(|name| vec![Some(stage.name(name))]);
+    assert_eq!(rows, names);
+    session.is_itself();
+    // The implicit transaction of a message.
+    let rows = session.ok("SET LOCAL ROLE <bob>; SELECT current_user");
+    assert_eq!(rows, names[..1]);
+    session.is_itself();
+}
+
+/// A batch of settings, then the role if there is one of that name, given as a string.
+#[test]
+fn d2_pgadmin_the_role_of_a_connection() {
+    let stage = Stage::new();
+    for protocol in PROTOCOLS {
+        let mut session = captured(&stage);
+        session.ok(
+            "SET DateStyle=ISO; SET client_min_messages=notice; SELECT set_config('bytea_output','hex',false) \
+             FROM pg_show_all_settings() WHERE name = 'bytea_output'; SET client_encoding='UTF8';",
+        );
+        session.is_itself();
+        let bob = session.value("SELECT rolname from pg_roles WHERE rolname = '<bob>'");
+        session.ok_by(protocol, &format!("SET ROLE TO '{bob}'"));
+        session.is("bob");
+        session.ok_by(protocol, "SELECT version()");
+        // The query tool, which leaves transactions open and ends what it doesn't like.
+        session.ok_by(protocol, "BEGIN;");
+        session.fails_by(protocol, "42P01", "SELECT * FROM no_such_table");
+        session.ok_by(protocol, "ROLLBACK;");
+        session.is("bob");
+        session.ok_by(protocol, "SET SESSION AUTHORIZATION <carol>;");
+        session.is("carol");
+        session.ok_by(protocol, "SET SESSION AUTHORIZATION DEFAULT;");
+        session.is_itself();
+        assert_eq!(
+            stage.history(session.pid()),
+            ["+bob", "-bob switched", "+carol", "-carol asked"]
+        );
+    }
+}
+
+/// Its driver prepares what is sent again; transactions are the user's to end.
+#[test]
+fn d2_dbeaver_the_role_of_a_connection_and_prepared_statements() {
+    let stage = Stage::new();
+    let mut session = captured(&stage);
+    let bob = stage.name("bob");
+    let set = format!("SET ROLE \"{bob}\"");
+    prepared(&mut session, "S_1", &set, &[], &[]);
+    session.is("bob");
+    let rows = prepared(&mut session, "S_2", "SELECT current_schema(),session_user", &[], &[]);
+    assert_eq!(rows[0][1], Some(stage.name("imp")));
+    session.ok_by(Protocol::Extended, "SHOW search_path");
+    session.ok_by(Protocol::Extended, "SET search_path = <s>,public");
+    session.ok_by(Protocol::Extended, "BEGIN");
+    prepared(&mut session, "S_1", "", &[], &[]);
+    session.is("bob");
+    session.ok_by(Protocol::Extended, "ROLLBACK");
+    session.is("bob");
+    session.ok_by(Protocol::Extended, "RESET ROLE");
+    session.is_itself();
+    // Prepared by the protocol, it is the driver's own, and means what it says again.
+    prepared(&mut session, "S_1", "", &[], &[]);
+    session.is("bob");
+    session.ok("DISCARD ALL");
+    session.is_itself();
 }

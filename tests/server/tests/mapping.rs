@@ -161,6 +161,70 @@ fn a_role_of_that_name_wins_and_of_the_rules_the_first_that_matches() {
     }
 }
 
+/// As a role that was dropped must not become somebody else by a rule further down.
+#[test]
+fn the_first_rule_that_matches_decides_also_where_its_role_does_not_exist() {
+    let cluster = Cluster::start_new();
+    let (database, mut admin) = stage(&cluster);
+    admin
+        .batch_execute(
+            r"INSERT INTO impersonate.user_mapping (external_name, role, position) VALUES
+                ('boss@example.com', 'boss', 1),
+                ('/^(.*)@example\.com$', '\1', 2),
+                ('/@example\.com$', 'carol', 3)",
+        )
+        .unwrap();
+    let mut client = database.connect("alice");
+    let doors = |name: &str| {
+        [
+            format!("SELECT setuser('{name}')"),
+            format!("SET impersonate.target = '{name}'"),
+            format!("CALL impersonate.impersonate_user('{name}')"),
+            format!("SELECT set_config('impersonate.target', '{name}', true)"),
+        ]
+    };
+    let long = format!("{}@example.com", "x".repeat(70));
+    for (name, role, position) in [
+        ("boss@example.com", "boss", 1),
+        ("nobody@example.com", "nobody", 2),
+        ("@example.com", "", 2),
+        (&long, &long[..70], 2),
+    ] {
+        for door in doors(name) {
+            let error = fails_with("42704", client.simple_query(&door));
+            assert_eq!(error.message, format!("role \"{role}\" does not exist"), "{door}");
+            let detail = error.detail.unwrap_or_default();
+            let expected =
+                format!("\"{name}\" stands for it by the rule at position {position} of impersonate.user_mapping.");
+            assert_eq!(detail, expected, "{door}");
+            // What is in other rules is not for everybody.
+            assert!(!detail.contains("carol"));
+            assert_eq!(current(&mut client), "alice");
+        }
+        let can = format!("SELECT impersonate.can_setuser('{name}')");
+        fails_with("42704", client.simple_query(&can));
+    }
+    // At the start of a connection as well.
+    let mut config = cluster.config("alice", &database.name);
+    config.options("-c impersonate.target=boss@example.com");
+    let mut started = config.connect(postgres::NoTls).unwrap();
+    let error = fails_with("42704", started.simple_query("SELECT 1"));
+    assert!(error.detail.unwrap().contains("position 1"));
+    // The role is made, and lost again.
+    admin
+        .batch_execute("CREATE ROLE boss LOGIN; GRANT \"SET USER\" (boss) TO alice")
+        .unwrap();
+    let start = "SELECT setuser('boss@example.com')";
+    assert_eq!(acts_as(&mut client, start, "SELECT setuser()"), "boss");
+    admin.batch_execute("DROP ROLE boss").unwrap();
+    fails_with("42704", client.simple_query(start));
+    assert_eq!(current(&mut client), "alice");
+    admin.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    let denied =
+        "SELECT detail->>'message' FROM impersonate.audit WHERE event = 'DENIED' ORDER BY event_id DESC LIMIT 1";
+    assert_eq!(value(&mut admin, denied), "role \"boss\" does not exist");
+}
+
 #[test]
 fn a_rule_that_is_none_is_refused_as_it_is_written() {
     let cluster = Cluster::start_new();

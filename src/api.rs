@@ -116,7 +116,7 @@ fn captured(
         quiet: false,
     };
     let request = Request {
-        local: local && target.is_some(),
+        local,
         ..Request::of(target)
     };
     Some(Some(switch::go(&door, &request)))

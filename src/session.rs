@@ -996,6 +996,29 @@ pub fn may_change(cookie: Option<&[u8; 32]>) -> Result<(), Refusal> {
     }
 }
 
+/// Whether what is in force can be ended by what is for this transaction alone: if that is all it lasts for. A lasting one
+/// would come back, with all that it made in the session, to a client that may not expect it, or not come back to one
+/// that does and would go on with the impersonator's privileges.
+pub fn may_end_locally() -> Result<(), Refusal> {
+    let Some(state) = in_force() else { return Ok(()) };
+    let lasting = if state.local {
+        before(&state).and_then(|before| before.under.as_ref().map(|under| under.target))
+    } else {
+        Some(state.target)
+    };
+    let Some(lasting) = lasting else { return Ok(()) };
+    Err(Refusal {
+        sqlstate: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        message: "an impersonation cannot be ended for the rest of a transaction".to_owned(),
+        detail: Some(format!(
+            "Role \"{}\" impersonates \"{}\" beyond this transaction.",
+            name_text(&state.impersonator_name),
+            identity::to_utf8(&identity::role_name(lasting).unwrap_or_default())
+        )),
+        hint: Some("SELECT setuser();".to_owned()),
+    })
+}
+
 /// The transaction, or a part of it, ends: its settings are popped after this.
 pub fn transaction_ends(end: TransactionEnd) {
     SESSION.with(|session| {

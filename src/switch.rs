@@ -72,6 +72,11 @@ pub fn go(door: &Door, request: &Request) -> Vec<u8> {
         deny(door, request.target, &refusal, reason);
     }
     let Some(target) = request.target else {
+        if request.local {
+            if let Err(refusal) = session::may_end_locally() {
+                deny(door, None, &refusal, reason);
+            }
+        }
         session::end(Cause::Asked, Some((door.tag, &door.statement)));
         statements::told_otherwise(door.key, false);
         statements::settle();
@@ -319,7 +324,7 @@ pub fn set_role(target: Option<&[u8]>, local: bool, sets: bool) {
         quiet: false,
     };
     let request = Request {
-        local: local && target.is_some(),
+        local,
         ..Request::of(target)
     };
     go(&door, &request);

@@ -418,3 +418,73 @@ fn d2_dbeaver_the_role_of_a_connection_and_prepared_statements() {
     session.ok("DISCARD ALL");
     session.is_itself();
 }
+
+/// What is lasting isn't ended for a transaction, by this door either.
+#[test]
+fn d2_a_lasting_role_is_not_ended_for_a_transaction() {
+    let stage = Stage::new();
+    let ends = [
+        "SET LOCAL ROLE NONE",
+        "SET LOCAL ROLE TO DEFAULT",
+        "SET LOCAL ROLE <imp>",
+        "SET LOCAL SESSION AUTHORIZATION DEFAULT",
+        "SELECT set_config('role', 'none', true)",
+        "SELECT set_config('session_authorization', '<imp>', true)",
+    ];
+    for protocol in PROTOCOLS {
+        for end in ends {
+            let mut session = captured(&stage);
+            session.ok("SET ROLE <bob>; BEGIN; SAVEPOINT a");
+            session.fails_by(protocol, "0A000", end);
+            session.ok("ROLLBACK TO a");
+            session.is("bob");
+            session.ok("COMMIT");
+            session.is("bob");
+            session.ok("SET ROLE NONE");
+            session.is_itself();
+            session.ok("BEGIN; SET LOCAL ROLE <bob>");
+            session.is("bob");
+            session.ok_by(protocol, end);
+            session.is_itself();
+            session.ok("COMMIT");
+            session.is_itself();
+        }
+    }
+}
+
+/// The right is a group's that the login doesn't inherit from: after SET ROLE to it, which is what it ever was.
+#[test]
+fn g6_the_right_of_a_group_without_inherit_counts_after_set_role_to_it() {
+    let stage = Stage::new();
+    stage.admin(
+        "REVOKE \"SET USER\" (<bob>) FROM <imp>; GRANT \"SET USER\" (<bob>) TO <own>; ALTER ROLE <imp> NOINHERIT",
+    );
+    if stage.look("SELECT current_setting('server_version_num')::int >= 160000")[0][0].as_deref() == Some("t") {
+        stage.admin("GRANT <own> TO <imp> WITH INHERIT FALSE");
+    }
+    for protocol in PROTOCOLS {
+        for door in [
+            "SET ROLE <bob>",
+            "SET SESSION AUTHORIZATION <bob>",
+            "SELECT set_config('role', '<bob>', false)",
+        ] {
+            let mut session = captured(&stage);
+            session.fails_by(protocol, "42501", door);
+            session.is_itself();
+            session.ok_by(protocol, "SET ROLE <own>");
+            session.is_itself_in_role("own");
+            session.ok_by(protocol, door);
+            session.is("bob");
+            session.ok_by(protocol, "SET ROLE NONE");
+            session.is_itself_in_role("own");
+            session.ok("BEGIN");
+            session.ok_by(protocol, &door.replace("SET ", "SET LOCAL ").replace("false", "true"));
+            session.is("bob");
+            session.ok("COMMIT");
+            session.is_itself_in_role("own");
+            session.ok_by(protocol, "RESET ROLE");
+            session.is_itself();
+            session.fails_by(protocol, "42501", door);
+        }
+    }
+}

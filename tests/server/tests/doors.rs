@@ -491,3 +491,209 @@ fn d1_several_calls_of_set_config_in_one_select() {
         }
     }
 }
+
+/// To be oneself for the rest of a transaction alone is not offered: what is lasting would come back, and what it left in
+/// the session with it. Refused, so that nobody goes on as the impersonator who thinks that it is over after COMMIT.
+#[test]
+fn s3_a_lasting_impersonation_is_not_ended_for_a_transaction() {
+    let stage = Stage::new();
+    let ends = [
+        "SET LOCAL impersonate.target = ''",
+        "SET LOCAL impersonate.target TO DEFAULT",
+        "SELECT set_config('impersonate.target', '', true)",
+        "SELECT set_config('impersonate.target', NULL, true)",
+        "SELECT setuser(NULL, local => true)",
+        "SELECT setuser(local => true)",
+    ];
+    for protocol in PROTOCOLS {
+        for end in ends {
+            let mut session = stage.session();
+            session.ok("SET impersonate.target = '<bob>'");
+            // Outside of a transaction block it would be for nothing.
+            let error = session.fails_by(protocol, "0A000", end);
+            assert_eq!(error.hint.as_deref(), Some("SELECT setuser();"));
+            session.is("bob");
+            session.ok("BEGIN; SAVEPOINT a");
+            session.fails_by(protocol, "0A000", end);
+            session.ok("ROLLBACK TO a");
+            session.is("bob");
+            session.ok("COMMIT");
+            session.is("bob");
+            // One for the transaction over it: no less.
+            session.ok("BEGIN; SET LOCAL impersonate.target = '<carol>'; SAVEPOINT a");
+            session.fails_by(protocol, "0A000", end);
+            session.ok("ROLLBACK TO a");
+            session.is("carol");
+            session.ok("COMMIT");
+            session.is("bob");
+            assert_eq!(stage.audit(session.pid(), &["DENIED"]).len(), 3);
+            // What began in the transaction as lasting is lasting.
+            session.ok("RESET impersonate.target");
+            session.ok("BEGIN; SET impersonate.target = '<carol>'; SAVEPOINT a");
+            session.fails_by(protocol, "0A000", end);
+            session.ok("ROLLBACK");
+            session.is_itself();
+
+            // One that ends with the transaction can end before, and nothing comes back.
+            session.ok("BEGIN; SET LOCAL impersonate.target = '<carol>'");
+            session.is("carol");
+            session.ok_by(protocol, end);
+            session.is_itself();
+            session.ok("COMMIT");
+            session.is_itself();
+            // Undone as the rest is.
+            session.ok("BEGIN; SET LOCAL impersonate.target = '<carol>'; SAVEPOINT a");
+            session.ok_by(protocol, end);
+            session.is_itself();
+            session.ok("ROLLBACK TO a");
+            session.is("carol");
+            session.ok("COMMIT");
+            session.is_itself();
+            // Nobody is impersonated: nothing to end.
+            session.ok_by(protocol, end);
+            session.is_itself();
+        }
+    }
+}
+
+/// A lasting end over one that is local over a lasting one ends both, whichever way the transaction ends well.
+#[test]
+fn s3_a_lasting_end_ends_what_lies_under_a_local_one_too() {
+    let stage = Stage::new();
+    for door in DOORS {
+        let mut session = stage.session();
+        session.ok("SET impersonate.target = '<carol>'");
+        session.ok("BEGIN; SET LOCAL impersonate.target = '<bob>'");
+        session.is("bob");
+        session.ok(door.end);
+        session.is_itself();
+        session.ok("COMMIT");
+        session.is_itself();
+        session.ok("SET impersonate.target = '<carol>'");
+        session.ok("BEGIN; SET LOCAL impersonate.target = '<bob>'");
+        session.ok(door.end);
+        session.is_itself();
+        session.ok("ROLLBACK");
+        session.is("carol");
+    }
+}
+
+#[test]
+fn s4_no_setting_of_a_function_opens_or_closes_a_door() {
+    let stage = Stage::new();
+    let mut session = stage.session();
+    // Not even as they are made.
+    for clause in ["= '<bob>'", "TO <bob>"] {
+        session.fails(
+            "0A000",
+            &format!(
+                "CREATE FUNCTION <s>.no() RETURNS text LANGUAGE sql SET impersonate.target {clause} AS 'SELECT 1::text'"
+            ),
+        );
+    }
+    session.ok("CREATE FUNCTION <s>.ends() RETURNS text LANGUAGE sql SET impersonate.target = '' AS 'SELECT current_user::text'");
+    session.ok("CREATE PROCEDURE <s>.ends_too() LANGUAGE plpgsql SET impersonate.target = '' AS $$ BEGIN RAISE NOTICE 'x'; END $$");
+    session.ok("CREATE FUNCTION <s>.alters() RETURNS text LANGUAGE sql AS 'SELECT current_user::text'");
+    // Judged when it is to count, as of ALTER ROLE.
+    session.ok("ALTER FUNCTION <s>.alters() SET impersonate.target = '<bob>'");
+    session.fails("0A000", "SELECT <s>.alters()");
+    session.is_itself();
+    session.ok("ALTER FUNCTION <s>.alters() SET impersonate.target TO ''");
+    session.is_itself();
+    session.ok("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA <s> TO PUBLIC");
+    for begin in DOORS.iter().map(|door| door.begin).chain(LOCAL) {
+        session.ok("BEGIN");
+        session.ok(begin);
+        for attack in [
+            "SELECT <s>.ends()",
+            "SELECT <s>.alters()",
+            "CALL <s>.ends_too()",
+            "DO $$ BEGIN RESET impersonate.target; END $$",
+            "DO $$ BEGIN SET impersonate.target TO DEFAULT; END $$",
+            "DO $$ BEGIN SET LOCAL impersonate.target = ''; END $$",
+            "DO $$ BEGIN PERFORM set_config('impersonate.target', NULL, false); END $$",
+            "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql SET impersonate.target FROM CURRENT AS 'SELECT 1'",
+        ] {
+            for protocol in PROTOCOLS {
+                session.ok("SAVEPOINT a");
+                session.fails_by(protocol, "0A000", attack);
+                session.ok("ROLLBACK TO a");
+                session.is("bob");
+            }
+        }
+        // What resets everything leaves it, from wherever.
+        session.ok("DO $$ BEGIN RESET ALL; END $$");
+        session.is("bob");
+        session.ok("SET search_path = <s>");
+        session.ok("ROLLBACK");
+        session.is_itself();
+    }
+}
+
+#[test]
+fn s4_prepare_and_execute_are_no_door_and_what_a_driver_prepares_is() {
+    let stage = Stage::new();
+    let bob = stage.name("bob");
+    let mut session = stage.session();
+    session.ok("PREPARE begin_it(text) AS SELECT set_config('impersonate.target', $1, false)");
+    session.ok("PREPARE end_it AS SELECT set_config('impersonate.target', '', false)");
+    session.ok("PREPARE end_too AS SELECT setuser()");
+    session.fails("0A000", "EXECUTE begin_it('<bob>')");
+    // By the protocol, what SQL prepared is the client's own statement as much as what the protocol did.
+    let named = |session: &mut stage::Session, name: &str, values: &[Option<&str>]| {
+        session.raw.bind("", name, values);
+        session.raw.execute("", 0);
+        session.raw.sync();
+        error_in(&session.raw.read_until_ready()).map(|error| error.code)
+    };
+    for _ in 0..7 {
+        session
+            .raw
+            .parse("p", "SELECT set_config('impersonate.target', $1, false)", &[]);
+        session.raw.parse("q", "SELECT set_config($1, $2, $3)", &[]);
+        assert_eq!(named(&mut session, "p", &[Some(&bob)]), None);
+        session.is("bob");
+        for end in ["EXECUTE end_it", "EXECUTE end_too"] {
+            let error = error_in(&session.raw.simple(end)).expect("EXECUTE is no door");
+            // Prepared under no impersonation, or not there any more: never an end.
+            assert!(["0A000", "26000"].contains(&error.code.as_str()), "{error:?}");
+            session.is("bob");
+        }
+        assert_eq!(named(&mut session, "p", &[None]), None);
+        session.is_itself();
+        assert_eq!(
+            named(&mut session, "q", &[Some("impersonate.target"), Some(&bob), Some("f")]),
+            None
+        );
+        session.is("bob");
+        assert_eq!(
+            named(&mut session, "q", &[Some("Impersonate.Target"), Some(""), Some("f")]),
+            None
+        );
+        session.is_itself();
+        // The same statement with another setting.
+        assert_eq!(
+            named(&mut session, "q", &[Some("work_mem"), Some("3MB"), Some("f")]),
+            None
+        );
+        assert_eq!(session.value("SHOW work_mem"), "3MB");
+        // A switch that may be for the transaction or not, by a parameter.
+        session.ok("BEGIN");
+        assert_eq!(
+            named(&mut session, "q", &[Some("impersonate.target"), Some(&bob), Some("t")]),
+            None
+        );
+        session.is("bob");
+        session.ok("COMMIT");
+        session.is_itself();
+        assert_eq!(
+            named(&mut session, "q", &[None, Some(&bob), None]),
+            Some("22004".into())
+        );
+        session.is_itself();
+        session.raw.close_statement("p");
+        session.raw.close_statement("q");
+        session.raw.sync();
+        session.raw.read_until_ready();
+    }
+}

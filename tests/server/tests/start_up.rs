@@ -353,3 +353,53 @@ fn s6_each_statement_that_is_refused_leaves_a_row() {
         );
     }
 }
+
+/// G6: a group's right that the login doesn't inherit counts if the connection starts in the group.
+#[test]
+fn g6_the_right_of_a_group_without_inherit_counts_for_a_connection_that_starts_in_it() {
+    let stage = Stage::new();
+    stage.admin(
+        "REVOKE \"SET USER\" (<bob>) FROM <imp>; GRANT \"SET USER\" (<bob>) TO <own>; ALTER ROLE <imp> NOINHERIT",
+    );
+    if stage.look("SELECT current_setting('server_version_num')::int >= 160000")[0][0].as_deref() == Some("t") {
+        stage.admin("GRANT <own> TO <imp> WITH INHERIT FALSE");
+    }
+    for protocol in PROTOCOLS {
+        let mut client = connect(&stage, "-c impersonate.target=<bob>");
+        let error = error_in(&send(&mut client, protocol, "SELECT 1")).expect("before SET ROLE there is no right");
+        assert_eq!(error.code, "42501");
+        assert!(error.hint.is_some());
+        // The impersonation role, then the target, without a new connection.
+        assert!(error_in(&send(&mut client, protocol, "RESET impersonate.target")).is_none());
+        let set = stage.sql("SET ROLE <own>");
+        assert!(error_in(&send(&mut client, protocol, &set)).is_none());
+        let target = stage.sql("SET impersonate.target = '<bob>'");
+        assert!(error_in(&send(&mut client, protocol, &target)).is_none());
+        assert_eq!(value(&mut client, protocol, "SELECT current_user"), stage.name("bob"));
+
+        for options in [
+            "-c role=<own> -c impersonate.target=<bob>",
+            "-c impersonate.target=<bob> -c role=<own>",
+        ] {
+            let mut client = connect(&stage, options);
+            assert_eq!(
+                value(&mut client, protocol, "SELECT current_user"),
+                stage.name("bob"),
+                "{options}"
+            );
+            assert_eq!(value(&mut client, protocol, "SHOW role"), stage.name("bob"));
+            // Its end leads back to the group, and what that is a member of is no way out before.
+            let out = error_in(&send(&mut client, protocol, &set)).map(|error| error.code);
+            assert_eq!(out.as_deref(), Some("42501"));
+            assert!(error_in(&send(&mut client, protocol, "SELECT setuser()")).is_none());
+            assert_eq!(value(&mut client, protocol, "SELECT current_user"), stage.name("own"));
+        }
+    }
+    // Both from ALTER ROLE.
+    stage.admin("ALTER ROLE <imp> SET role = '<own>'; ALTER ROLE <imp> SET impersonate.target = '<bob>'");
+    let mut client = connect(&stage, "");
+    assert_eq!(
+        value(&mut client, Protocol::Simple, "SELECT current_user"),
+        stage.name("bob")
+    );
+}

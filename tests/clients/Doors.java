@@ -173,7 +173,8 @@ public class Doors {
     }
 
     public static void main(String[] arguments) throws Exception {
-        for (String line : Files.readAllLines(Path.of(arguments[0])).subList(1, Files.readAllLines(Path.of(arguments[0])).size())) {
+        List<String> lines = Files.readAllLines(Path.of(arguments[0]));
+        for (String line : lines.subList(1, lines.size())) {
             String[] column = line.split("\t", -1);
             ALL.add(new Door(column[0], column[1], column[2], column[4], column[6], column[7]));
         }
@@ -192,7 +193,8 @@ public class Doors {
                     if (!VIA.equals("transaction") && protocol.equals("extended")) {
                         parameters(connection, login);
                     }
-                    String wrong = login.equals("alice") ? "SELECT setuser('carol', local => true)" : "SET LOCAL ROLE carol";
+                    String wrong = login.equals("alice") ? "SELECT setuser('carol', local => true)"
+                            : "SET LOCAL ROLE carol";
                     refused(connection, "a refusal of " + login + ", " + protocol, wrong, "42501",
                             "GRANT \"SET USER\" (carol)");
                 }

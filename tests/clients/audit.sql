@@ -6,7 +6,8 @@ WITH doors AS (
     -- The audit has of setuser() who it was and no more.
     SELECT f[1] AS kind, f[2] AS login, f[3] AS name, f[4] AS tag,
            replace(replace(rtrim(f[5], ';'), ', local => true', ''), 'setuser($1)', 'setuser(''bob'')') AS begin,
-           nullif(f[6], '') AS end_tag, regexp_replace(nullif(f[7], ''), '^SELECT setuser.*', 'SELECT setuser()') AS "end"
+           nullif(f[6], '') AS end_tag,
+           regexp_replace(nullif(f[7], ''), '^SELECT setuser.*', 'SELECT setuser()') AS "end"
       FROM string_to_table(:'doors', E'\n') line, string_to_array(line, E'\t') f
      WHERE f[1] <> 'kind'
 ), spans AS (

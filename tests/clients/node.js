@@ -46,7 +46,8 @@ async function door(client, name, login, start, end) {
 let names = 0;
 const extended = (text, values) => {
   names += 1;
-  return via === 'transaction' ? { text, values: values || [], queryMode: 'extended' } : { name: `s${names}`, text, values };
+  if (via === 'transaction') return { text, values: values || [], queryMode: 'extended' };
+  return { name: `s${names}`, text, values };
 };
 
 async function local(client, login) {

@@ -28,7 +28,9 @@ while IFS=$'\t' read -r kind login name _ begin _ end _; do
         'transaction session')
             found=$(run "$login" "$begin" "$witness")
             case $found in
-                'ERROR:  an impersonation must end with its transaction'*"then $login of $login;") echo "ok $name, refused" ;;
+                'ERROR:  an impersonation must end with its transaction'*"then $login of $login;")
+                    echo "ok $name, refused"
+                    ;;
                 *) echo "not ok $name, refused: $found" ;;
             esac
             ;;
@@ -68,7 +70,9 @@ for login in alice tool; do
     [ $login = alice ] || statement='SET LOCAL ROLE carol'
     found=$(run $login "$statement" "$witness")
     case $found in
-        *'may not act as role "carol"'*'GRANT "SET USER" (carol)'*";then $login of $login;") echo "ok a refusal of $login" ;;
+        *'may not act as role "carol"'*'GRANT "SET USER" (carol)'*";then $login of $login;")
+            echo "ok a refusal of $login"
+            ;;
         *) echo "not ok a refusal of $login: $found" ;;
     esac
 done
@@ -80,6 +84,7 @@ if [ "$via" != transaction ]; then
         *'permission denied for table bobs'*) ;;
         *) echo 'not ok pg_dump by itself' ;;
     esac
-    told 'pg_dump --role' "INSERT INTO public.bobs (what) VALUES ('of bob');" "$("${dump[@]}" --role bob 2>&1 | grep '^INSERT\|rror')"
+    told 'pg_dump --role' "INSERT INTO public.bobs (what) VALUES ('of bob');" \
+        "$("${dump[@]}" --role bob 2>&1 | grep '^INSERT\|rror')"
     told 'pg_dump --role, the next client' 'then tool of tool;' "$(run tool "$witness")"
 fi

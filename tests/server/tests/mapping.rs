@@ -210,6 +210,7 @@ fn the_first_rule_that_matches_decides_also_where_its_role_does_not_exist() {
     let mut started = config.connect(postgres::NoTls).unwrap();
     let error = fails_with("42704", started.simple_query("SELECT 1"));
     assert!(error.detail.unwrap().contains("position 1"));
+    started.simple_query("RESET impersonate.target").unwrap();
     // The role is made, and lost again.
     admin
         .batch_execute("CREATE ROLE boss LOGIN; GRANT \"SET USER\" (boss) TO alice")

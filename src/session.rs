@@ -224,24 +224,22 @@ pub fn via() -> Option<Oid> {
 }
 
 fn target_wanted(value: &CStr) -> Result<TargetState, Refusal> {
+    let named = |state: &TargetState| name_bytes(&state.target_name) == value.to_bytes();
+    let wanted = SESSION.with(|session| session.wanted.get()).filter(named);
     // The client's own SET has been done by now, and takes the value that there is.
-    if let Some(state) = in_force() {
-        if name_bytes(&state.target_name) == value.to_bytes() && portal::client_sets_identity() {
-            return Ok(*state);
-        }
-    }
-    let wanted = SESSION.with(|session| session.wanted.get());
-    wanted
-        .filter(|state| name_bytes(&state.target_name) == value.to_bytes())
-        .ok_or_else(|| Refusal {
-            sqlstate: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            message: "impersonate.target must be set by a statement of its own, sent by the client".to_owned(),
-            detail: Some("It cannot be set by a function, a larger query or a function's SET clause.".to_owned()),
-            hint: Some(format!(
-                "SELECT setuser({});",
-                impersonate_policy::quote_literal(&value.to_string_lossy())
-            )),
-        })
+    let done = || {
+        let state = in_force().filter(|state| named(state))?;
+        portal::client_sets_identity().then_some(*state)
+    };
+    wanted.or_else(done).ok_or_else(|| Refusal {
+        sqlstate: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        message: "impersonate.target must be set by a statement of its own, sent by the client".to_owned(),
+        detail: Some("It cannot be set by a function, a larger query or a function's SET clause.".to_owned()),
+        hint: Some(format!(
+            "SELECT setuser({});",
+            impersonate_policy::quote_literal(&value.to_string_lossy())
+        )),
+    })
 }
 
 fn target_assigned(state: Option<&TargetState>) {

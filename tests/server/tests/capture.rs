@@ -185,7 +185,8 @@ fn d2_metabase_a_role_for_each_query_on_a_connection_that_is_kept() {
         Protocol::Extended,
         "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED",
     );
-    for target in ["bob", "carol", "bob"] {
+    // The same user's next query is another impersonation.
+    for target in ["bob", "carol", "carol", "bob"] {
         session.ok_by(Protocol::Extended, &format!("SET ROLE <{target}>;"));
         session.is(target);
         session.ok_by(Protocol::Extended, "BEGIN READ ONLY");
@@ -208,6 +209,8 @@ fn d2_metabase_a_role_for_each_query_on_a_connection_that_is_kept() {
         [
             "+bob",
             "-bob switched",
+            "+carol",
+            "-carol switched",
             "+carol",
             "-carol switched",
             "+bob",

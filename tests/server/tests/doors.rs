@@ -697,3 +697,54 @@ fn s4_prepare_and_execute_are_no_door_and_what_a_driver_prepares_is() {
         session.raw.read_until_ready();
     }
 }
+
+/// To the same target again it is another impersonation, by every door: what was begun last is in force, and on record.
+#[test]
+fn d1_the_same_target_again_is_a_new_impersonation() {
+    let stage = Stage::new();
+    let in_force = |session: &stage::Session| {
+        let active = stage.look(&format!(
+            "SELECT impersonation_id::text FROM impersonate.active WHERE pid = {}",
+            session.pid()
+        ));
+        active[0][0].clone()
+    };
+    for protocol in PROTOCOLS {
+        for first in DOORS {
+            for again in DOORS.iter().map(|door| door.begin).chain(LOCAL) {
+                let local = LOCAL.contains(&again);
+                let mut session = stage.session();
+                session.ok_by(protocol, first.begin);
+                let lasting = in_force(&session);
+                session.ok("BEGIN");
+                session.ok_by(protocol, again);
+                session.is("bob");
+                let newer = in_force(&session);
+                assert_ne!(lasting, newer, "{again}");
+                session.ok("COMMIT");
+                session.is("bob");
+                assert_eq!(
+                    in_force(&session),
+                    if local { lasting.clone() } else { newer },
+                    "{again}"
+                );
+                session.ok_by(protocol, first.end);
+                session.is_itself();
+                let history = stage.history(session.pid());
+                let expected: &[&str] = if local {
+                    &[
+                        "+bob",
+                        "-bob switched",
+                        "+bob",
+                        "-bob end of transaction",
+                        "+bob",
+                        "-bob asked",
+                    ]
+                } else {
+                    &["+bob", "-bob switched", "+bob", "-bob asked"]
+                };
+                assert_eq!(history, expected, "{} {again}", first.begin);
+            }
+        }
+    }
+}

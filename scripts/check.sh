@@ -113,8 +113,8 @@ clippy() {
 }
 
 stage_policy() {
-    begin policy "the pure core, and what else needs no server"
-    cargo_tests 600 --package impersonate-policy
+    begin policy "the pure core, the report's page, and what else needs no server"
+    cargo_tests 600 --package impersonate-policy --package impersonate-report
     cargo_tests 600 --package impersonate --lib --no-default-features --features "pg$major"
     finish
 }
@@ -228,7 +228,7 @@ stage_server() {
     local test only=()
     for test in ${TESTS:-}; do only+=(--test "$test"); done
     # Where they cannot be had, their tests fail and say so.
-    [ ${#only[@]} -gt 0 ] || scripts/fetch-tools.sh pgbouncer sqlsmith || true
+    [ ${#only[@]} -gt 0 ] || scripts/fetch-tools.sh pgbouncer sqlsmith chromium-headless-shell || true
     install_library && IMPERSONATE_FEATURES=$FEATURES cargo_tests $SERVER_LIMIT --package impersonate-server-tests \
         "${only[@]}"
     finish

@@ -154,12 +154,20 @@ SELECT event_id AS id, event, session_user_name AS who, user_name AS acting_as, 
        reason, left(statement, 60) AS statement
   FROM impersonate.audit ORDER BY event_id;
 SQL
+
+report=$root/target/report.html
+chapter "The same as a page for auditors, made by the server: it loads nothing, and can be mailed and printed."
+printf '\n--- psql -Atc "SELECT impersonate.report()" >%s\n\n' "$report"
+mkdir -p target
+run_psql -U postgres -Atc 'SELECT impersonate.report()' >"$report"
+grep -q 'Record intact' "$report" || die "the report does not say that the record is intact: $report"
 end_chapter
 
 cluster_remove
 cat <<WORDS
 
 That was the demo, $(since "$begun") in all. The server and its data are gone.
+The report is there to be opened in a browser: $report
 To try it yourself:  make psql                (the same database, as helpdesk_anna)
                      make psql ROLE=postgres  (as the administrator)
 WORDS

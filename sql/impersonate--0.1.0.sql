@@ -410,6 +410,12 @@ COMMENT ON FUNCTION impersonate.audit_purge(timestamptz) IS
     'removes the oldest rows of impersonate.audit, up to the first that is not before this time; returns how many';
 REVOKE ALL ON FUNCTION impersonate.audit_purge(timestamptz) FROM PUBLIC;
 
+-- With the caller's own privileges: whoever may read the audit may make a report of it.
+CREATE FUNCTION impersonate.report("from" timestamptz DEFAULT NULL, "to" timestamptz DEFAULT NULL) RETURNS text
+    LANGUAGE c STABLE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'report_wrapper';
+COMMENT ON FUNCTION impersonate.report(timestamptz, timestamptz) IS
+    'the audit of a period as a page of HTML; from its first event, and to now, unless given';
+
 ---------------------------------------------------------------------------------------------------------------------
 -- The audit's own health
 ---------------------------------------------------------------------------------------------------------------------
@@ -872,6 +878,7 @@ CREATE FUNCTION impersonate.help(OUT name text, OUT kind text, OUT meaning text,
         ('impersonate.audit_tables', 'view',
          $$SELECT * FROM impersonate.audit_tables WHERE relation = 'public.customer'$$),
         ('impersonate.audit_denied', 'view', $$SELECT * FROM impersonate.audit_denied ORDER BY last_attempt DESC$$),
+        ('impersonate.report', 'function', $$SELECT impersonate.report(now() - interval '30 days', now())$$),
         ('impersonate.audit_verify', 'function', $$SELECT * FROM impersonate.audit_verify()$$),
         ('impersonate.audit_head', 'function', $$SELECT * FROM impersonate.audit_head()$$),
         ('impersonate.audit_purge', 'function', $$SELECT impersonate.audit_purge(now() - interval '2 years')$$),

@@ -4,7 +4,7 @@ use crate::pg::roles::Catalogs;
 use crate::pg::{active, identity, portal, rights};
 use crate::switch::{self, refusal, Door, Request};
 use crate::target;
-use crate::{audit, capture, exempt, grants, guard, session, statements, trail, version};
+use crate::{audit, capture, exempt, grants, guard, report, session, statements, trail, version};
 use impersonate_policy as policy;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::{self, Oid};
@@ -489,6 +489,12 @@ fn audit_purge(before: Option<TimestampWithTimeZone>) -> i64 {
         ));
     };
     trail::purge(before.into())
+}
+
+/// `impersonate.report`: a page of HTML. ASCII, so it is the same in every encoding.
+#[pg_extern(stable, parallel_unsafe)]
+fn report(from: Option<TimestampWithTimeZone>, to: Option<TimestampWithTimeZone>) -> String {
+    report::make(from.map(Into::into), to.map(Into::into))
 }
 
 /// `impersonate.audit_queues`

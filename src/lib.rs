@@ -10,6 +10,7 @@ mod grants;
 mod guard;
 mod hooks;
 mod pg;
+mod report;
 mod session;
 mod settings;
 mod statements;

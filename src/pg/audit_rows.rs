@@ -1,6 +1,6 @@
 //! Reading and purging `impersonate.audit`.
 //!
-//! All of it runs as the bootstrap superuser (`store::as_superuser`) and sees the newest state, whatever the isolation
+//! All but `reading_as_caller` runs as the bootstrap superuser (`store::as_superuser`) and sees the newest state, whatever the isolation
 //! level of the transaction: a table that was truncated is empty in an old snapshot too. So locks come first, and the
 //! snapshot is taken when nothing can be truncated any more. All queries of one reading see the same.
 
@@ -76,6 +76,17 @@ pub fn reading<R>(work: impl FnOnce(&Access) -> R) -> R {
             result
         },
     )
+}
+
+/// Runs `work` as the caller, with what its query sees. The search path is the function's own.
+pub fn reading_as_caller<R>(work: impl FnOnce(&Access) -> R) -> R {
+    // SAFETY: inside a function, so a snapshot is active; what an error leaves goes with the (sub)transaction.
+    unsafe {
+        pg_sys::SPI_connect();
+        let result = work(&Access(Sight::Held));
+        pg_sys::SPI_finish();
+        result
+    }
 }
 
 /// Runs `work`, which may take rows away. One at a time; triggers of others don't run.

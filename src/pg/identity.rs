@@ -283,6 +283,50 @@ pub fn to_utf8(text: &[u8]) -> String {
     String::from_utf8_lossy(converted.unwrap_or(text)).into_owned()
 }
 
+/// As `to_utf8`, and raises nothing: what means nothing in the server's encoding is replaced.
+pub fn to_utf8_lossy(text: &[u8]) -> String {
+    // SAFETY: reads a global.
+    let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+    let as_it_is = [pg_sys::pg_enc::PG_UTF8 as i32, pg_sys::pg_enc::PG_SQL_ASCII as i32].contains(&encoding);
+    if as_it_is || text.is_ascii() {
+        return String::from_utf8_lossy(text).into_owned();
+    }
+    let utf8 = pg_sys::pg_enc::PG_UTF8 as i32;
+    // SAFETY: a catalog look-up in a transaction.
+    let conversion = unsafe { pg_sys::FindDefaultConversionProc(encoding, utf8) };
+    if conversion == Oid::INVALID {
+        return String::from_utf8_lossy(text).into_owned();
+    }
+    let mut result = String::new();
+    let mut rest = text.to_vec();
+    while !rest.is_empty() {
+        // A byte grows to four at most (MAX_CONVERSION_GROWTH), and a zero ends it.
+        let mut converted = vec![0_u8; rest.len() * 4 + 1];
+        // SAFETY: both buffers are as long as is said; without errors it returns how far it got.
+        let taken = unsafe {
+            pg_sys::pg_do_encoding_conversion_buf(
+                conversion,
+                encoding,
+                utf8,
+                rest.as_mut_ptr(),
+                rest.len() as i32,
+                converted.as_mut_ptr(),
+                converted.len() as i32,
+                true,
+            )
+        };
+        let end = converted.iter().position(|byte| *byte == 0).unwrap_or(converted.len());
+        result.push_str(&String::from_utf8_lossy(&converted[..end]));
+        let taken = usize::try_from(taken).unwrap_or_default().min(rest.len());
+        if taken == rest.len() {
+            break;
+        }
+        result.push(char::REPLACEMENT_CHARACTER);
+        rest.drain(..=taken);
+    }
+    result
+}
+
 /// The way back; raises for what the server's encoding has no character for.
 pub fn to_server(text: &str) -> Vec<u8> {
     // SAFETY: as above.

@@ -17,12 +17,14 @@
 //! ```
 
 mod account;
+mod browser;
 mod cluster;
 mod disk;
 mod guard;
 pub mod raw;
 mod wait;
 
+pub use browser::Browser;
 pub use cluster::{shared, Builder, Cluster, Database, Output};
 pub use disk::SmallDisk;
 pub use wait::{wait_until, within};

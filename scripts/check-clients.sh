@@ -217,6 +217,13 @@ if [ -x "$tools/pgbouncer/run" ]; then
     VIA=session IGNORED=options PGHOST=$cluster/bouncer PGPORT=$bouncer_port \
         count 'psql by pgbouncer, session' bash "$clients/psql.sh" "$bindir/psql"
     stop_bouncer
+    # What ALTER ROLE says is the first client's: the pooler ends it, and no reset brings it back.
+    run_psql -qAt -v ON_ERROR_STOP=1 -U postgres -c "ALTER ROLE alice SET impersonate.target = 'bob'"
+    start_bouncer session
+    VIA=session PGHOST=$cluster/bouncer PGPORT=$bouncer_port \
+        count 'psql by pgbouncer, session' bash "$clients/psql.sh" "$bindir/psql" role
+    stop_bouncer
+    run_psql -qAt -v ON_ERROR_STOP=1 -U postgres -c 'ALTER ROLE alice RESET impersonate.target'
 else
     unavailable pgbouncer
 fi

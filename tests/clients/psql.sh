@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# psql.sh PSQL: every door in the simple protocol. VIA is direct, or how pgbouncer hands connections on: session,
-# transaction.
+# psql.sh PSQL [role]: every door in the simple protocol, or that of ALTER ROLE ... SET. VIA is direct, or how pgbouncer
+# hands connections on: session, transaction.
 set -u
 psql=("$1" -X -qAt)
 via=${VIA:-direct}
@@ -18,6 +18,11 @@ run() {
     for statement; do arguments+=(-c "$statement"); done
     "${psql[@]}" -U "$login" "${arguments[@]}" 2>&1 | grep '^then\|ERROR\|HINT' | tr '\n' ';'
 }
+
+if [ "${2:-}" = role ]; then
+    told 'ALTER ROLE' 'then bob of alice;then alice of alice;' "$(run alice "$witness")$(run alice "$witness")"
+    exit
+fi
 
 while IFS=$'\t' read -r kind login name _ begin _ end _; do
     back="then bob of $login;then $login of $login;"

@@ -1,0 +1,258 @@
+#!/usr/bin/env bash
+# check-packages.sh: builds what make deb and make dist build, and installs and uses it. For every supported major, or
+# for PG=MAJOR alone. The last line is "N passed, N failed".
+#
+# Each Debian package and each archive goes into a copy of the private server, which is started and used. The package
+# for 15 is installed by apt, upgraded and removed in a Debian of its own, with Debian's postgresql-15, where root and
+# Debian's mirror are there; otherwise that is said, and counts for nothing.
+#
+# PROFILE=dev  built without optimisation, which is quicker
+# NO_ROOT=1    without that Debian
+set -euo pipefail
+asked=${PG:-}
+. "$(dirname "$0")/lib.sh"
+cd "$root"
+
+majors=${asked:-$MAJORS}
+version=$(extension_version)
+revision=${DEB_REVISION:-1}
+passed=0
+failed=0
+scratch=$(mktemp -d)
+# What servers read is read by their account.
+chmod 755 "$scratch"
+out=$scratch/dist
+mkdir "$out"
+
+# one NAME COMMAND...
+one() {
+    local name=$1 status=0 log=$scratch/log start
+    shift
+    start=$(clock)
+    # Not in an "if", inside which bash would let errors pass.
+    set +e
+    (set -e; trap - EXIT; "$@") >"$log" 2>&1 </dev/null
+    status=$?
+    set -e
+    if [ "$status" -eq 0 ]; then
+        passed=$((passed + 1))
+        say "  ok: $name, $(since "$start")"
+    else
+        failed=$((failed + 1))
+        say "  not ok: $name"
+        sed 's/^/    | /' "$log" | tail -60
+    fi
+}
+
+equal() { diff -u <(printf '%s\n' "$1") <(printf '%s\n' "$2"); }
+
+# -------------------------------------------------------------------------------------------------- what is in them ---
+
+fields() {
+    local name=postgresql-$1-impersonate
+    equal "$name $version-$revision database" \
+        "$(dpkg-deb -f "$2" Package Version Section | sed 's/^[^:]*: //' | paste -sd' ')"
+    dpkg-deb -f "$2" Depends | grep -qE "^postgresql-$1, .*libc6 \(>= "
+    local doc=usr/share/doc/$name wanted
+    wanted=$(printf '%s\n' "usr/lib/postgresql/$1/lib/impersonate.so" \
+        "usr/share/postgresql/$1/extension/impersonate.control" "$doc/README.Debian" "$doc/README.md.gz" \
+        "$doc/SECURITY.md.gz" "$doc/changelog.Debian.gz" "$doc/changelog.gz" "$doc/copyright" "$doc/third-party.gz" \
+        sql/impersonate--*.sql | sed "s|^sql/|usr/share/postgresql/$1/extension/|" | LC_ALL=C sort)
+    equal "$wanted" "$(dpkg-deb -c "$2" | awk '$1 ~ /^-/ { print substr($6, 3) }' | LC_ALL=C sort)"
+    # Nothing but root's, and nothing that others may write.
+    equal '' "$(dpkg-deb -c "$2" | grep -vE '^(-rw-r--r--|drwxr-xr-x) root/root ' || true)"
+    # Each crate that is linked in comes with the text of its licence, or with where to find it.
+    dpkg-deb --fsys-tarfile "$2" | tar -xO "./$doc/third-party.gz" | gzip -d >"$scratch/third-party"
+    grep -q '^pgrx 0' "$scratch/third-party"
+    awk '/^[a-z0-9_-]+ [0-9][^ ]*: / { if (name != "" && !text) bad = bad " " name; name = $1; text = 0 }
+         /^--- (LICEN|COPYING|No text .* see http)/ { text = 1 }
+         END { if (!text) bad = bad " " name; if (bad != "") { print "no licence text of:" bad; exit 1 } }' \
+        "$scratch/third-party"
+}
+
+sources() {
+    local name=impersonate-$version
+    mkdir "$scratch/sources"
+    tar -C "$scratch/sources" -xzf "$out/$name.tar.gz"
+    equal "$(git ls-tree -r --name-only HEAD | LC_ALL=C sort)" \
+        "$(cd "$scratch/sources/$name" && find . ! -type d | cut -c3- | LC_ALL=C sort)"
+    python3 - "$out/$name.zip" "$name" "$version" <<'PYTHON'
+import json, sys, zipfile
+archive, name, version = sys.argv[1:]
+with zipfile.ZipFile(archive) as files:
+    assert files.testzip() is None
+    assert all(member.startswith(name + "/") for member in files.namelist())
+    meta = json.loads(files.read(name + "/META.json"))
+    assert (meta["name"], meta["version"]) == ("impersonate", version), meta
+    for part in meta["provides"].values():
+        files.getinfo(name + "/" + part["file"])
+        files.getinfo(name + "/" + part["docfile"])
+PYTHON
+    # They are enough to build from, with what Cargo.lock names and nothing else.
+    (cd "$scratch/sources/$name" && cargo metadata --locked --format-version 1 >/dev/null)
+}
+
+# ---------------------------------------------------------------------------------------- into a copy of the server ---
+
+# copy MAJOR: a server without the extension, with the files of the private one. $copy
+copy() {
+    local from
+    from=$(readlink -f "$root/.tools")/pg$1
+    copy=$scratch/server-$1
+    rm -rf "$copy"
+    mkdir "$copy"
+    # Links, as it is large; a file that is put in the place of another is a new one.
+    cp -al "$from/usr" "$copy/"
+    find "$copy" -name 'impersonate*' -delete
+}
+
+use() {
+    local said
+    bindir=$copy/usr/lib/postgresql/$1/bin
+    [ -z "$(find "$copy" -name impersonate.so)" ] && { echo "nothing was installed"; return 1; }
+    cluster_create ''
+    cluster_start
+    said=$(run_psql -qAt -f tests/packages/use.sql 2>&1) || true
+    cluster_remove
+    equal "$(expected)" "$said"
+}
+
+expected() {
+    cat <<'SAID'
+impersonate
+library|t
+package_bob
+package_bob|package_anna
+package_anna
+psql:tests/packages/use.sql:16: ERROR:  role "package_anna" may not act as role "postgres"
+DETAIL:  Criterion A1: "package_anna" holds no SET USER right over "postgres".
+HINT:  GRANT "SET USER" (postgres) TO package_anna;
+
+GRANT|postgres|postgres|00000|
+SETUSER|package_anna|package_bob|00000|packages
+STATEMENT|package_anna|package_bob|00000|
+RESETUSER|package_anna|package_bob|00000|packages
+DENIED|package_anna|package_anna|42501|
+t|5
+SAID
+}
+
+# The package's files are where Debian's server looks; the private one's own folders may be elsewhere (16's are).
+use_deb() {
+    local config
+    mkdir "$scratch/deb-$1"
+    dpkg-deb -x "$2" "$scratch/deb-$1"
+    copy "$1"
+    config=$copy/usr/lib/postgresql/$1/bin/pg_config
+    cp "$scratch/deb-$1/usr/lib/postgresql/$1/lib"/* "$("$config" --pkglibdir)/"
+    cp "$scratch/deb-$1/usr/share/postgresql/$1/extension"/* "$("$config" --sharedir)/extension/"
+    use "$1"
+}
+
+# By the very commands that INSTALL gives.
+use_archive() {
+    local name=impersonate-$version-pg$1-linux-$(uname -m) commands
+    tar -C "$scratch" -xzf "$out/$name.tar.gz"
+    commands=$(sed -nE 's/^    ((cp|mv) .*)/\1/p' "$scratch/$name/INSTALL")
+    equal 3 "$(wc -l <<<"$commands")"
+    copy "$1"
+    (cd "$scratch/$name" && PATH=$copy/usr/lib/postgresql/$1/bin:$PATH bash -euc "$commands")
+    use "$1"
+}
+
+# ----------------------------------------------------------------------------------------- into a Debian of its own ---
+
+debian() {
+    local suite=bookworm sources=()
+    scripts/fetch-tools.sh mmdebstrap
+    # From where this machine's packages come, if it is the same release.
+    if grep -qs "VERSION_CODENAME=$suite" /etc/os-release; then
+        mapfile -t sources < <(compgen -G '/etc/apt/sources.list.d/*.sources'
+            [ ! -s /etc/apt/sources.list ] || echo /etc/apt/sources.list)
+    fi
+    .tools/mmdebstrap/run --mode=root --variant=apt --include=postgresql-15,lintian \
+        --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt=force-unsafe-io $suite "$scratch/debian" "${sources[@]}"
+    mkdir "$scratch/debian/check"
+    cp tests/packages/use.sql "$scratch/debian/check/"
+}
+
+# in_debian SCRIPT: without a network, and with processes that end with it.
+in_debian() {
+    unshare --mount --pid --fork --net --ipc --kill-child sh -euc '
+        mount -t proc proc "$1/proc"
+        mount -t tmpfs tmpfs "$1/dev/shm" 2>/dev/null || { mkdir -p "$1/dev/shm"; mount -t tmpfs tmpfs "$1/dev/shm"; }
+        exec chroot "$1" /bin/bash -euo pipefail -c "$2"' sh "$scratch/debian" \
+        "export DEBIAN_FRONTEND=noninteractive LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
+        server() { pg_ctlcluster 15 main \$1; }
+        as_postgres() { setpriv --reuid=postgres --regid=postgres --init-groups -- \"\$@\"; }
+        sql() { as_postgres psql -XqAt \"\$@\" 2>&1; }
+        $1"
+}
+
+lint() {
+    in_debian 'lintian --allow-root --no-cfg --fail-on error --suppress-tags bogus-mail-host /check/first.deb'
+}
+
+by_apt() {
+    in_debian '
+        apt-get -q -y install /check/first.deb
+        echo "local all all trust" >/etc/postgresql/15/main/pg_hba.conf
+        server start
+        sql -c "ALTER SYSTEM SET shared_preload_libraries = impersonate"
+        server restart
+        cd /
+        sql -f /check/use.sql >/check/said || true
+        # A later package under the running server, which goes on with what it has loaded, and starts with the new.
+        apt-get -q -y install /check/second.deb
+        sql -f /check/use.sql >/check/said.2 || true
+        server restart
+        sql -f /check/use.sql >/check/said.3 || true
+        sql -c "ALTER SYSTEM RESET shared_preload_libraries"
+        server stop
+        server start
+        apt-get -q -y purge postgresql-15-impersonate
+        [ -z "$(find /usr /etc /var/lib/dpkg /var/lib/postgresql -name "*impersonate*")" ]
+        server restart
+        [ "$(sql -c "SELECT 1")" = 1 ]
+        server stop'
+    local said
+    for said in said said.2 said.3; do
+        equal "$(expected | sed 's|psql:tests/packages/|psql:/check/|')" "$(cat "$scratch/debian/check/$said")"
+    done
+}
+
+# -------------------------------------------------------------------------------------------------------------- run ---
+
+begun=$(clock)
+have dpkg-deb && have cargo || die "this needs dpkg-deb and cargo"
+say "Building the packages"
+for major in $majors; do
+    PG=$major OUT=$out scripts/package.sh deb
+    PG=$major OUT=$out scripts/package.sh dist
+done
+
+say "Checking them"
+one "source archives: what is committed, META.json, enough to build from" sources
+for major in $majors; do
+    deb=$out/postgresql-$major-impersonate_$version-${revision}_$(dpkg --print-architecture).deb
+    one "$major, .deb: fields, files, licences" fields "$major" "$deb"
+    one "$major, .deb: used in a copy of the server" use_deb "$major" "$deb"
+    one "$major, archive: installed as INSTALL says, and used" use_archive "$major"
+done
+if [[ " $majors " != *" 15 "* ]]; then
+    :
+elif [ "$(id -u)" -ne 0 ] || [ -n "${NO_ROOT:-}" ] || ! have unshare; then
+    say "  LEFT OUT, as it needs root: installation by apt into a Debian of its own, lintian"
+else
+    one "a Debian of its own is made" debian
+    if [ -d "$scratch/debian/check" ]; then
+        cp "$out/postgresql-15-impersonate_$version-${revision}_"*.deb "$scratch/debian/check/first.deb"
+        PG=15 OUT=$scratch/second DEB_REVISION=$((revision + 1)) scripts/package.sh deb >/dev/null
+        cp "$scratch"/second/*.deb "$scratch/debian/check/second.deb"
+        one "15, .deb: lintian finds no error" lint
+        one "15, .deb: installed, upgraded and removed by apt" by_apt
+    fi
+fi
+say "Packages, $(since "$begun")"
+say "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -35,7 +35,7 @@ psql: ## the demo's database to yourself, as helpdesk_anna or ROLE=name; gone wh
 check: ## every test and lint on 15, on 16 to 18 what may differ; the last line counts; PG=17: all of it on 17
 	@scripts/check-majors.sh
 
-check-all: ## every test on each major, which takes an hour or more
+check-all: ## every test on each major
 	@scripts/check-majors.sh --all
 
 check-lint: ## rustfmt, clippy, documentation

@@ -137,9 +137,24 @@ install_library() {
 }
 
 stage_regress() {
-    begin regress "golden files, each in a database of its own"
+    begin regress "golden files, each in a database of its own, and the documents"
     golden_files tests/pg_regress sql sql regress/pg_regress
+    documents
     finish
+}
+
+# The SQL of docs/, with what comes out: each document in a server of its own.
+documents() {
+    local file log=$logs/documents.log
+    install_library || return 0
+    for file in docs/*.md; do
+        if timeout --foreground --kill-after=5 $FILE_LIMIT cargo run --quiet --package impersonate-server-tests \
+            --bin documents -- "$file" >"$log" 2>&1; then
+            ok
+        else
+            bad "$file" 1 "$log"
+        fi
+    done
 }
 
 stage_isolation() {

@@ -9,14 +9,13 @@ use crate::pg::identity;
 use crate::{audit, session, trail};
 use impersonate_report::{
     self as page, Chain, Counts, Denied, Density, Failure, Impersonation, Incident, Listed, Mark, MarkKind, Pair,
-    Relation, Report, Verified, BINS,
+    Relation, Report, Verified, BINS, LANES, MARKS,
 };
 use pgrx::PgSqlErrorCode;
 use std::ffi::CString;
 
 /// Impersonations that are drawn one by one. Where there are more, they are counted by parts of the period.
 const DRAWN: i64 = 600;
-const MARKS: i64 = 2000;
 const PAIRS: i64 = 400;
 const DENIED: i64 = 50;
 const RELATIONS: i64 = 100;
@@ -249,22 +248,33 @@ fn impersonations(period: &Period) -> Listed<Impersonation> {
     })
 }
 
+/// Which part of the period an event is in, of so many.
+fn part_of(parts: u32) -> String {
+    format!(
+        "LEAST({}, floor(extract(epoch FROM event_time - $1) * {parts} / extract(epoch FROM $2 - $1)))::bigint",
+        parts - 1
+    )
+}
+
+/// An event that is on the time line.
+const DRAWN_EVENT: &str = "event IN ('SETUSER', 'DENIED', 'VIOLATION', 'TERMINATED')";
+
+/// Those who have a lane there.
+fn drawn_people() -> String {
+    format!(
+        "session_user_name IN (SELECT session_user_name FROM impersonate.audit
+                                WHERE event_time >= $1 AND event_time < $2 AND {DRAWN_EVENT}
+                                GROUP BY session_user_name ORDER BY count(*) DESC, session_user_name LIMIT {LANES})"
+    )
+}
+
 /// How many impersonations began in each part of the period, for the people with the most.
 fn density(period: &Period) -> Vec<Density> {
-    let part = format!(
-        "LEAST({last}, floor(extract(epoch FROM event_time - $1) * {BINS} / extract(epoch FROM $2 - $1)))::bigint",
-        last = BINS - 1
-    );
-    let select = format!("session_user_name, {part}, count(DISTINCT impersonation_id)");
-    // A person has a row for each part, at most.
-    let limit = i64::from(BINS) * 14;
-    let tables = "(SELECT a.*, dense_rank() OVER (ORDER BY a.of_person DESC, a.session_user_name) AS place
-                     FROM (SELECT event_time, session_user_name, impersonation_id,
-                                  count(*) OVER (PARTITION BY session_user_name) AS of_person
-                             FROM impersonate.audit
-                            WHERE event = 'SETUSER' AND event_time >= $1 AND event_time < $2) a) ranked";
+    let select = format!("session_user_name, {}, count(DISTINCT impersonation_id)", part_of(BINS));
+    let condition = format!("event = 'SETUSER' AND {}", drawn_people());
+    let limit = i64::from(BINS) * LANES as i64;
     period
-        .of(tables, &select, "place <= 14", "GROUP BY 1, 2 ORDER BY 1, 2", limit)
+        .rows(&select, &condition, "GROUP BY 1, 2 ORDER BY 1, 2", limit)
         .iter()
         .map(|row| Density {
             person: row.text(0),
@@ -275,13 +285,15 @@ fn density(period: &Period) -> Vec<Density> {
 }
 
 fn marks(period: &Period) -> Vec<Mark> {
-    let condition = "event IN ('DENIED', 'VIOLATION', 'TERMINATED')";
+    let condition = format!("event IN ('DENIED', 'VIOLATION', 'TERMINATED') AND {}", drawn_people());
+    let rest = format!("GROUP BY session_user_name, event, {} ORDER BY 1, 2", part_of(MARKS));
+    let limit = i64::from(MARKS) * 3 * LANES as i64;
     period
         .rows(
-            "session_user_name, event_time, event",
-            condition,
-            "ORDER BY event_id DESC",
-            MARKS,
+            "session_user_name, min(event_time), event, count(*)",
+            &condition,
+            &rest,
+            limit,
         )
         .iter()
         .map(|row| Mark {
@@ -292,6 +304,7 @@ fn marks(period: &Period) -> Vec<Mark> {
                 "TERMINATED" => MarkKind::Terminated,
                 _ => MarkKind::Denied,
             },
+            count: row.count(3),
         })
         .collect()
 }

@@ -15,7 +15,7 @@ mod time;
 mod timeline;
 
 pub use page::page;
-pub use timeline::BINS;
+pub use timeline::{BINS, LANES, MARKS};
 
 /// Microseconds since 2000-01-01 00:00 UTC, as the server keeps them.
 pub type Time = i64;
@@ -134,13 +134,15 @@ pub struct Density {
     pub count: u64,
 }
 
-/// Something that has a moment and no length.
+/// Something that has a moment and no length, or several of a kind that are near each other.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct Mark {
     pub person: String,
+    /// The first of them.
     pub at: Time,
     pub kind: MarkKind,
+    pub count: u64,
 }
 
 /// What a mark stands for.

@@ -223,7 +223,7 @@ fn whom(report: &Report) -> String {
             cell(&mut html, count, most);
         }
         if more_columns > 0 {
-            cell(&mut html, rest, most);
+            let _ = write!(html, "<td class=\"sum\">{}</td>", number(rest));
         }
         let _ = write!(html, "<td class=\"sum\">{}</td></tr>", number(*sum));
     }

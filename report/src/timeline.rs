@@ -4,14 +4,16 @@
 
 use crate::text::{attribute, counted, name, number};
 use crate::time::{self, DAY, HOUR, MINUTE, SECOND};
-use crate::{Impersonation, MarkKind, Report, Time};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::{Impersonation, Mark, MarkKind, Report, Time};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Parts of the period, where impersonations are counted and not drawn one by one.
 pub const BINS: u32 = 200;
+/// Parts of the period of which each has one mark of a kind, at most.
+pub const MARKS: u32 = 80;
 /// People who have a lane.
-const LANES: usize = 14;
+pub const LANES: usize = 14;
 /// Parts of the axis, at most.
 const TICKS: i64 = 6;
 
@@ -19,12 +21,14 @@ struct Lane<'a> {
     person: &'a str,
     impersonations: Vec<&'a Impersonation>,
     bins: BTreeMap<u32, u64>,
-    marks: Vec<(Time, MarkKind)>,
+    marks: Vec<&'a Mark>,
 }
 
 impl Lane<'_> {
     fn weight(&self) -> u64 {
-        self.impersonations.len() as u64 + self.bins.values().sum::<u64>() + self.marks.len() as u64
+        self.impersonations.len() as u64
+            + self.bins.values().sum::<u64>()
+            + self.marks.iter().map(|mark| mark.count).sum::<u64>()
     }
 }
 
@@ -50,7 +54,7 @@ pub fn draw(report: &Report) -> Option<String> {
         *lane(&mut lanes, &density.person).bins.entry(density.bin).or_default() += density.count;
     }
     for mark in &report.marks {
-        lane(&mut lanes, &mark.person).marks.push((mark.at, mark.kind));
+        lane(&mut lanes, &mark.person).marks.push(mark);
     }
     let mut lanes: Vec<Lane> = lanes.into_values().collect();
     if lanes.is_empty() {
@@ -241,13 +245,13 @@ fn draw_lane(html: &mut String, lane: &Lane, scale: &Scale, most: u64) {
             number(*count)
         );
     }
-    // Those that fall on one place are one.
-    let mut seen = BTreeSet::new();
-    for (at, kind) in &lane.marks {
-        let x = scale.place(*at);
-        if seen.insert(((x * 5.0) as i64, *kind as u8)) {
-            let _ = write!(html, "<svg x=\"{x:.3}%\" y=\"27\">{}</svg>", shape(*kind));
-        }
+    for mark in &lane.marks {
+        let _ = write!(
+            html,
+            "<svg x=\"{:.3}%\" y=\"27\">{}</svg>",
+            scale.place(mark.at),
+            shape(mark.kind)
+        );
     }
     html.push_str("</svg></div>");
 }
@@ -261,10 +265,18 @@ fn shape(kind: MarkKind) -> &'static str {
     }
 }
 
+fn of_kind(lane: &Lane, wanted: MarkKind) -> u64 {
+    lane.marks
+        .iter()
+        .filter(|mark| mark.kind == wanted)
+        .map(|mark| mark.count)
+        .sum()
+}
+
 /// A lane in words.
 fn told(lane: &Lane) -> String {
     let impersonations = lane.impersonations.len() as u64 + lane.bins.values().sum::<u64>();
-    let marked = |wanted: MarkKind| lane.marks.iter().filter(|(_, kind)| *kind == wanted).count() as u64;
+    let marked = |wanted: MarkKind| of_kind(lane, wanted);
     let mut words = format!(
         "{}: {}",
         attribute(lane.person, 64),
@@ -309,10 +321,7 @@ fn legend(lanes: &[Lane]) -> String {
         (MarkKind::Violation, "violation"),
         (MarkKind::Terminated, "connection ended"),
     ] {
-        if lanes
-            .iter()
-            .any(|lane| lane.marks.iter().any(|(_, found)| *found == kind))
-        {
+        if lanes.iter().any(|lane| of_kind(lane, kind) > 0) {
             entry(shape(kind), words);
         }
     }

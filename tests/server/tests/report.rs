@@ -277,6 +277,11 @@ fn looks_right(browser: &mut Browser, page: &str, name: &str) {
     browser.prefer("dark", "print");
     let ground = browser.value("getComputedStyle(document.body).backgroundColor");
     assert_eq!(ground, "rgb(255, 255, 255)", "{name}, printed");
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        &serde_json::json!({ "width": 794, "height": 1123, "deviceScaleFactor": 1, "mobile": false }),
+    );
+    keep(&format!("{name}-printed.png"), &browser.screenshot());
     let printed = browser.print();
     assert!(printed.starts_with(b"%PDF") && printed.len() > 5000, "{name}, printed");
     keep(&format!("{name}.pdf"), &printed);

@@ -288,6 +288,7 @@ CREATE TABLE impersonate.audit (
     role_name         text        NOT NULL,
     impersonation_id  uuid,
     database          text        NOT NULL,
+    node              text,
     pid               integer     NOT NULL,
     session_id        text        NOT NULL,
     application_name  text,
@@ -321,6 +322,7 @@ COMMENT ON COLUMN impersonate.audit.event_id IS 'strictly increasing, without ga
 COMMENT ON COLUMN impersonate.audit.user_name IS 'the impersonated role while impersonating, else the login';
 COMMENT ON COLUMN impersonate.audit.session_user_name IS 'the impersonator: the role that logged in';
 COMMENT ON COLUMN impersonate.audit.role_name IS 'the role in force, which differs from user_name after a SET ROLE';
+COMMENT ON COLUMN impersonate.audit.node IS 'the server that it happened on: impersonate.node_name, or cluster_name';
 COMMENT ON COLUMN impersonate.audit.session_id IS 'as %c in log_line_prefix';
 COMMENT ON COLUMN impersonate.audit.grant_id IS 'the SET USER right that let the switch through; none for superusers and oneself';
 COMMENT ON COLUMN impersonate.audit.hash IS
@@ -352,6 +354,21 @@ COMMENT ON TABLE impersonate.audit_purged IS
 COMMENT ON COLUMN impersonate.audit_purged.last IS 'event_id of the newest row that left';
 COMMENT ON COLUMN impersonate.audit_purged.hash IS 'that row''s hash';
 
+CREATE TABLE impersonate.audit_node (
+    spool_id    uuid        NOT NULL PRIMARY KEY,
+    node        text        NOT NULL,
+    position    bigint      NOT NULL,
+    hash        bytea       NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    retired_at  timestamptz
+);
+REVOKE ALL ON impersonate.audit_node FROM PUBLIC;
+COMMENT ON TABLE impersonate.audit_node IS
+    'spools of standbys, and how much of each is in impersonate.audit; written by the audit writer with the rows';
+COMMENT ON COLUMN impersonate.audit_node.position IS 'of the newest event of the spool that is stored';
+COMMENT ON COLUMN impersonate.audit_node.hash IS 'the spool''s own hash, of that event';
+COMMENT ON COLUMN impersonate.audit_node.retired_at IS 'nothing of it is taken any more: see impersonate.retire_node()';
+
 CREATE FUNCTION impersonate.audit_guard() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'audit_guard_wrapper';
 COMMENT ON FUNCTION impersonate.audit_guard() IS 'refuses whatever is not the audit writer';
@@ -359,6 +376,8 @@ COMMENT ON FUNCTION impersonate.audit_guard() IS 'refuses whatever is not the au
 CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.audit
     FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard();
 CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.audit_state
+    FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard();
+CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.audit_node
     FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard();
 CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON impersonate.audit_purged
     FOR EACH STATEMENT EXECUTE FUNCTION impersonate.audit_guard();
@@ -381,7 +400,7 @@ SELECT pg_catalog.pg_extension_config_dump('impersonate.audit_restored',
     $$WHERE true UNION ALL
       SELECT (SELECT c.system_identifier FROM pg_catalog.pg_control_system() c) || '/' || pg_catalog.current_database(),
              pg_catalog.now(), event_id, event_time, event, user_name, session_user_name, role_name, impersonation_id,
-             database, pid, session_id, application_name, client_addr, command_tag, statement, parameters, relations,
+             database, node, pid, session_id, application_name, client_addr, command_tag, statement, parameters, relations,
              row_count, duration, sqlstate, grant_id, reason, detail, hash
         FROM impersonate.audit$$);
 
@@ -403,6 +422,101 @@ CREATE FUNCTION impersonate.audit_verify(
 COMMENT ON FUNCTION impersonate.audit_verify(bigint, bigint, bytea, text) IS
     'whether the rows of impersonate.audit are those that were stored: names the first that is not, and what became of it';
 REVOKE ALL ON FUNCTION impersonate.audit_verify(bigint, bigint, bytea, text) FROM PUBLIC;
+
+---------------------------------------------------------------------------------------------------------------------
+-- Standbys
+---------------------------------------------------------------------------------------------------------------------
+CREATE FUNCTION impersonate.audit_receive(node text, system_identifier text, spool_id uuid, events bytea)
+    RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'audit_receive_wrapper';
+COMMENT ON FUNCTION impersonate.audit_receive(text, text, uuid, bytea) IS
+    'takes a standby''s audit events over, once and in order; returns the position up to which they are stored';
+REVOKE ALL ON FUNCTION impersonate.audit_receive(text, text, uuid, bytea) FROM PUBLIC;
+
+CREATE FUNCTION impersonate.may_send(node text, system_identifier text)
+    RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'may_send_wrapper';
+COMMENT ON FUNCTION impersonate.may_send(text, text) IS 'raises unless that is another node of this cluster';
+REVOKE ALL ON FUNCTION impersonate.may_send(text, text) FROM PUBLIC;
+
+CREATE FUNCTION impersonate.retire_node(node text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'retire_node_wrapper';
+COMMENT ON FUNCTION impersonate.retire_node(text) IS
+    'takes nothing more of the audit spool that a standby of this name has sent of, so that it may begin another';
+REVOKE ALL ON FUNCTION impersonate.retire_node(text) FROM PUBLIC;
+
+CREATE FUNCTION impersonate.node_name() RETURNS text
+    LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'node_name_wrapper';
+COMMENT ON FUNCTION impersonate.node_name() IS 'the name of this server in the audit: impersonate.node_name, or cluster_name';
+
+CREATE FUNCTION impersonate.audit_spools(
+    OUT datid oid, OUT node text, OUT system_identifier text, OUT spool_id uuid, OUT own boolean, OUT segments bigint,
+    OUT bytes bigint, OUT oldest_position bigint, OUT newest_position bigint, OUT confirmed_position bigint,
+    OUT waiting_since timestamptz, OUT shipper_pid integer, OUT connected boolean, OUT answered_at timestamptz,
+    OUT last_error_at timestamptz, OUT last_error_sqlstate text, OUT last_error text) RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 4 AS 'MODULE_PATHNAME', 'audit_spools_wrapper';
+COMMENT ON FUNCTION impersonate.audit_spools() IS 'what impersonate.audit_spool shows';
+REVOKE ALL ON FUNCTION impersonate.audit_spools() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION impersonate.audit_spools() TO pg_read_all_stats;
+
+CREATE VIEW impersonate.audit_spool AS
+    SELECT d.datname AS database, s.node, s.own,
+           s.newest_position - COALESCE(s.confirmed_position, s.oldest_position - 1) AS waiting_events,
+           s.waiting_since, s.segments, s.bytes, s.oldest_position, s.newest_position, s.confirmed_position,
+           s.shipper_pid, s.connected, s.answered_at, s.last_error_at, s.last_error_sqlstate, s.last_error,
+           s.spool_id, s.system_identifier
+      FROM impersonate.audit_spools() s
+      LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
+COMMENT ON VIEW impersonate.audit_spool IS
+    'audit events that this server keeps, as a standby, until the primary has them: a line for each spool';
+COMMENT ON COLUMN impersonate.audit_spool.own IS 'false: it came with a base backup of another node, and is left alone';
+COMMENT ON COLUMN impersonate.audit_spool.waiting_events IS 'events that the primary has not confirmed';
+COMMENT ON COLUMN impersonate.audit_spool.waiting_since IS 'time of the oldest of them';
+COMMENT ON COLUMN impersonate.audit_spool.segments IS
+    'files; one leaves when its last event has come back in the replayed copy of impersonate.audit_node';
+REVOKE ALL ON impersonate.audit_spool FROM PUBLIC;
+GRANT SELECT ON impersonate.audit_spool TO pg_read_all_stats;
+
+CREATE FUNCTION impersonate.audit_spooled(OUT spool_id uuid, OUT "position" bigint, OUT event jsonb) RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'audit_spooled_wrapper';
+COMMENT ON FUNCTION impersonate.audit_spooled() IS
+    'the audit events of this database that are in this server''s own spool, sent or not';
+REVOKE ALL ON FUNCTION impersonate.audit_spooled() FROM PUBLIC;
+
+CREATE TABLE impersonate.node_report (
+    node        text        NOT NULL PRIMARY KEY,
+    reported_at timestamptz NOT NULL,
+    active      jsonb       NOT NULL
+);
+REVOKE ALL ON impersonate.node_report FROM PUBLIC;
+COMMENT ON TABLE impersonate.node_report IS 'who impersonates on standbys, as they last said. Read impersonate.active_nodes instead';
+
+CREATE FUNCTION impersonate.report_node(node text, system_identifier text, active jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM impersonate.may_send(node, system_identifier);
+    INSERT INTO impersonate.node_report AS r VALUES (report_node.node, clock_timestamp(), report_node.active)
+        ON CONFLICT ON CONSTRAINT node_report_pkey
+        DO UPDATE SET reported_at = excluded.reported_at, active = excluded.active;
+END
+$$;
+COMMENT ON FUNCTION impersonate.report_node(text, text, jsonb) IS 'a standby says who impersonates on it';
+REVOKE ALL ON FUNCTION impersonate.report_node(text, text, jsonb) FROM PUBLIC;
+
+CREATE VIEW impersonate.active_nodes AS
+    SELECT r.node, a.database, a.pid, a.impersonator, a.target, a.since, a.reason, a.impersonation_id, r.reported_at
+      FROM impersonate.node_report r,
+           LATERAL jsonb_to_recordset(r.active) a(database text, pid integer, impersonator text, target text,
+               since timestamptz, reason text, impersonation_id uuid)
+     WHERE r.node IS DISTINCT FROM impersonate.node_name()
+    UNION ALL
+    SELECT impersonate.node_name(), a.database, a.pid, a.impersonator, a.target, a.since, a.reason,
+           a.impersonation_id, clock_timestamp()
+      FROM impersonate.active a
+     WHERE a.database = current_database();
+COMMENT ON VIEW impersonate.active_nodes IS
+    'who impersonates in this database, on this server and, as they last said, on its standbys';
+COMMENT ON COLUMN impersonate.active_nodes.reported_at IS 'for a standby, when it last said so: every ten seconds, or at a change';
+REVOKE ALL ON impersonate.active_nodes FROM PUBLIC;
+GRANT SELECT ON impersonate.active_nodes TO pg_read_all_stats;
 
 CREATE FUNCTION impersonate.audit_purge(before timestamptz) RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'audit_purge_wrapper';

@@ -555,3 +555,138 @@ fn audit_queues() -> TableIterator<
 fn stamp_role(role: Oid) -> Option<String> {
     rights::stamp(role)
 }
+
+/// `impersonate.audit_receive` (N2)
+#[pg_extern(volatile, parallel_unsafe)]
+fn audit_receive(
+    node: Option<&[u8]>,
+    system_identifier: Option<&[u8]>,
+    spool_id: Option<pgrx::Uuid>,
+    events: Option<&[u8]>,
+) -> Option<i64> {
+    session::refuse_change("the audit");
+    let spool: [u8; 16] = spool_id?.as_bytes()[..].try_into().ok()?;
+    let received = audit::receive::receive(&audit::receive::Sent {
+        node: node?,
+        system: system_identifier?,
+        spool,
+        events: events.unwrap_or_default(),
+    });
+    let position = received.unwrap_or_else(|refusal| session::raise(&refusal));
+    i64::try_from(position).ok()
+}
+
+/// `impersonate.may_send`: raises unless that node may send anything here.
+#[pg_extern(volatile, parallel_unsafe)]
+fn may_send(node: Option<&[u8]>, system_identifier: Option<&[u8]>) {
+    session::refuse_change("the audit");
+    if let Err(refusal) = audit::receive::may_send(node.unwrap_or_default(), system_identifier.unwrap_or_default()) {
+        session::raise(&refusal);
+    }
+}
+
+/// `impersonate.node_name`: NULL when this node has none.
+#[pg_extern(stable, parallel_safe)]
+fn node_name() -> Option<Vec<u8>> {
+    audit::node::name()
+}
+
+/// `impersonate.retire_node` (N2): whether that node had a spool that was not retired.
+#[pg_extern(volatile, parallel_unsafe)]
+fn retire_node(node: Option<&[u8]>) -> bool {
+    let Some(node) = node else {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            "node must not be NULL".to_owned(),
+            None,
+            None,
+        ));
+    };
+    trail::retire_node(node)
+}
+
+/// `impersonate.audit_spools`
+#[pg_extern(volatile, parallel_restricted)]
+#[allow(clippy::type_complexity)]
+fn audit_spools() -> TableIterator<
+    'static,
+    (
+        name!(datid, Oid),
+        name!(node, String),
+        name!(system_identifier, String),
+        name!(spool_id, pgrx::Uuid),
+        name!(own, bool),
+        name!(segments, i64),
+        name!(bytes, i64),
+        name!(oldest_position, i64),
+        name!(newest_position, Option<i64>),
+        name!(confirmed_position, Option<i64>),
+        name!(waiting_since, Option<TimestampWithTimeZone>),
+        name!(shipper_pid, Option<i32>),
+        name!(connected, bool),
+        name!(answered_at, Option<TimestampWithTimeZone>),
+        name!(last_error_at, Option<TimestampWithTimeZone>),
+        name!(last_error_sqlstate, Option<String>),
+        name!(last_error, Option<String>),
+    ),
+> {
+    let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let rows: Vec<_> = audit::show::figures()
+        .into_iter()
+        .map(|figures| {
+            let (at, sqlstate, message) = match figures.error {
+                Some((at, sqlstate, message)) => (identity::timestamp(at), Some(sqlstate), Some(message)),
+                None => (None, None, None),
+            };
+            (
+                Oid::from(figures.database),
+                figures.node,
+                figures.system.to_string(),
+                pgrx::Uuid::from_bytes(figures.spool),
+                figures.own,
+                count(figures.segments),
+                count(figures.bytes),
+                count(figures.oldest),
+                figures.newest.map(count),
+                figures.confirmed.map(count),
+                figures.waiting_since.and_then(identity::timestamp),
+                figures.shipper,
+                figures.connected,
+                figures.answered_at.and_then(identity::timestamp),
+                at,
+                sqlstate,
+                message.map(|message| identity::speakable(&message).into_owned()),
+            )
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+/// `impersonate.audit_spooled`: the events of this database that are still in this node's spool.
+#[pg_extern(volatile, parallel_restricted)]
+fn audit_spooled() -> TableIterator<
+    'static,
+    (
+        name!(spool_id, pgrx::Uuid),
+        name!(position, i64),
+        name!(event, pgrx::JsonB),
+    ),
+> {
+    let events = audit::show::events(identity::database().into()).unwrap_or_else(|why| {
+        session::raise(&refusal(
+            PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+            "the audit spool cannot be read".to_owned(),
+            Some(why),
+            None,
+        ))
+    });
+    let rows: Vec<_> = events
+        .into_iter()
+        .filter_map(|(spool, position, line)| {
+            let event = serde_json::from_str(&line).ok()?;
+            let position = i64::try_from(position).ok()?;
+            Some((pgrx::Uuid::from_bytes(spool), position, pgrx::JsonB(event)))
+        })
+        .collect();
+    TableIterator::new(rows)
+}

@@ -5,6 +5,9 @@
 //! statement does. What bypasses statements is caught by the impersonating session itself (`session::check`).
 
 mod remote;
+mod watch;
+
+pub use watch::WATCH;
 
 use crate::audit::{self, Event, Kind};
 use crate::pg::active::{self, Entry, Note};
@@ -333,8 +336,13 @@ impl Actor {
 }
 
 fn about(entry: &Entry, broken: &Broken, action: &str) -> serde_json::Value {
-    let mut detail = broken.detail();
+    let mut detail = about_broken(entry, broken);
     detail["action"] = action.into();
+    detail
+}
+
+fn about_broken(entry: &Entry, broken: &Broken) -> serde_json::Value {
+    let mut detail = broken.detail();
     detail["pid"] = entry.pid.into();
     detail["impersonator"] = name_text(&entry.state.impersonator_name).into();
     detail["target"] = name_text(&entry.state.target_name).into();
@@ -420,11 +428,14 @@ fn end(found: &[(Entry, Broken)], action: &str) {
     }
 }
 
+/// Why a connection is ended, for its client.
+fn note_for(why: &str) -> Note {
+    Note::new(identity::cut(why.as_bytes(), 1000)).unwrap_or(Note::EMPTY)
+}
+
 /// Ends the connection of an impersonation, on record and with word to its client. False when it was gone already.
 fn doom(entry: &Entry, why: &str, mut detail: serde_json::Value) -> bool {
-    let cut = identity::cut(why.as_bytes(), 1000);
-    let note = Note::new(cut).unwrap_or(Note::EMPTY);
-    if !active::foretell(entry.pid, &entry.state.id, &note) {
+    if !active::foretell(entry.pid, &entry.state.id, &note_for(why)) {
         return false;
     }
     let by = Actor::here();

@@ -32,6 +32,7 @@ extern "C-unwind" fn _PG_init() {
     settings::define();
     audit::define_settings();
     audit::init();
+    audit::install(guard::WATCH);
     pg::active::install();
     pg::changes::install();
     pg::rights::register_provider();

@@ -165,9 +165,13 @@ pub fn audit_statements() -> AuditStatements {
     AUDIT_STATEMENTS.get()
 }
 
-/// What waits for an event's way to the disk.
+/// What waits for an event's way to the disk. On a standby nothing becomes durable that a commit could bring, so it is
+/// the answer that waits (N2).
 pub fn audit_wait() -> AuditWait {
-    AUDIT_WAIT.get()
+    match AUDIT_WAIT.get() {
+        AuditWait::commit if crate::pg::identity::in_recovery() => AuditWait::flush,
+        wait => wait,
+    }
 }
 
 /// Whether rows have the values of parameters.

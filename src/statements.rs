@@ -114,6 +114,7 @@ pub fn blank_event<'a>(kind: Kind) -> Event<'a> {
         grant_id: None,
         reason: None,
         detail: None,
+        origin: None,
     }
 }
 

@@ -359,3 +359,31 @@ fn remove(access: &Access, before: i64, leaving: &Leaving) {
         ],
     );
 }
+
+/// N2: nothing of a node's spools is taken any more, and it may begin another. On record first. Whether there was one.
+pub fn retire_node(node: &[u8]) -> bool {
+    session::refuse_change("the audit");
+    utility::prevent_if_read_only(c"impersonate.retire_node()");
+    let (statement, mut detail) = statements::kept_text(identity::client_message());
+    detail["retired"] = identity::to_utf8(node).into();
+    let detail = identity::speakable(&detail.to_string()).into_owned();
+    let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
+    let role = identity::role_name(identity::role_in_force()).unwrap_or_default();
+    audit::wait_stored(audit::push(&Event {
+        user_name: &session_user,
+        session_user_name: &session_user,
+        role_name: &role,
+        command_tag: Some(b"SELECT"),
+        statement: Some(&statement),
+        detail: Some(detail.as_bytes()),
+        ..statements::blank_event(Kind::Node)
+    }));
+    let retired = purging(|access| {
+        access.run(
+            c"UPDATE impersonate.audit_node SET retired_at = pg_catalog.clock_timestamp()
+               WHERE node = $1 AND retired_at IS NULL",
+            &[Argument::Text(node)],
+        )
+    });
+    retired > 0
+}

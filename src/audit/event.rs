@@ -1,8 +1,9 @@
 //! An audit event, and its form in the queue.
 //!
 //! A record is a multiple of 8 bytes: a fixed head with the lengths of the texts in it, then the texts, then the lists
-//! with a length before each text. Only this file knows the form; it is written and read by the same version of the
-//! library, in one run of the server.
+//! with a length before each text. Only this file knows the form. In the queue it is written and read by the same version
+//! of the library, in one run of the server; on a standby it outlives that in the spool (`spool.rs`), so whoever changes
+//! the form changes the spool's version.
 
 /// Text in the encoding of the event's database, which need not be UTF-8.
 pub type Text<'a> = &'a [u8];
@@ -23,6 +24,8 @@ pub enum Kind {
     Purge,
     /// From here on events go elsewhere, or come back; the writer's own.
     Destination,
+    /// A node's spool was retired (N2).
+    Node,
 }
 
 impl Kind {
@@ -39,6 +42,7 @@ impl Kind {
             Kind::Terminated => "TERMINATED",
             Kind::Purge => "PURGE",
             Kind::Destination => "DESTINATION",
+            Kind::Node => "NODE",
         }
     }
 
@@ -55,6 +59,7 @@ impl Kind {
             Terminated,
             Purge,
             Destination,
+            Node,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -88,7 +93,22 @@ pub struct Event<'a> {
     pub reason: Option<Text<'a>>,
     /// JSON. What `jsonb` doesn't accept is stored as a JSON string.
     pub detail: Option<Text<'a>>,
+    /// Of an event of another node.
+    pub origin: Option<Origin<'a>>,
 }
+
+/// Where an event of another node stands there (N2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Origin<'a> {
+    pub node: Text<'a>,
+    pub spool: [u8; 16],
+    pub position: u64,
+    /// The spool's hash, of this event.
+    pub hash: [u8; 32],
+}
+
+/// Bytes of an origin but the node's name.
+const ORIGIN: usize = 4 + 16 + 8 + 32;
 
 /// SQLSTATE of what worked.
 pub const SUCCESSFUL: [u8; 5] = *b"00000";
@@ -125,7 +145,8 @@ impl Event<'_> {
             .flatten()
             .map(|list| list.bytes.len())
             .sum();
-        (HEAD + texts + 4 + 4 + lists).next_multiple_of(8)
+        let origin = self.origin.map_or(0, |origin| ORIGIN + origin.node.len());
+        (HEAD + texts + 4 + 4 + lists + origin).next_multiple_of(8)
     }
 
     /// Those that have their length in the head, in this order.
@@ -149,7 +170,8 @@ impl Event<'_> {
         let flags = u8::from(self.impersonation_id.is_some())
             | u8::from(self.row_count.is_some()) << 1
             | u8::from(self.duration_us.is_some()) << 2
-            | u8::from(self.grant_id.is_some()) << 3;
+            | u8::from(self.grant_id.is_some()) << 3
+            | u8::from(self.origin.is_some()) << 4;
         head[0..4].copy_from_slice(&(size as u32).to_ne_bytes());
         head[4] = self.kind as u8;
         head[5] = flags;
@@ -169,6 +191,13 @@ impl Event<'_> {
         texts.iter().flatten().for_each(|text| sink.put(text));
         put_list(sink, self.parameters);
         put_list(sink, self.relations);
+        if let Some(origin) = &self.origin {
+            sink.put(&(origin.node.len() as u32).to_ne_bytes());
+            sink.put(origin.node);
+            sink.put(&origin.spool);
+            sink.put(&origin.position.to_ne_bytes());
+            sink.put(&origin.hash);
+        }
     }
 
     /// The event without what can be long: at most 640 bytes if its other texts are shorter than 64, as names are.
@@ -215,6 +244,54 @@ pub struct Record<'a> {
     pub grant_id: Option<i64>,
     pub reason: Option<Text<'a>>,
     pub detail: Option<Text<'a>>,
+    pub origin: Option<Origin<'a>>,
+}
+
+impl<'a> Record<'a> {
+    /// The event again, as one of that origin.
+    pub(super) fn event_of(&self, origin: Origin<'a>) -> Event<'a> {
+        Event {
+            kind: self.kind,
+            time: self.time,
+            user_name: self.user_name,
+            session_user_name: self.session_user_name,
+            role_name: self.role_name,
+            impersonation_id: self.impersonation_id,
+            pid: self.pid,
+            session_start: self.session_start,
+            application_name: self.application_name,
+            client_addr: self.client_addr,
+            command_tag: self.command_tag,
+            statement: self.statement,
+            parameters: self.parameters,
+            relations: self.relations,
+            row_count: self.row_count,
+            duration_us: self.duration_us,
+            sqlstate: self.sqlstate,
+            grant_id: self.grant_id,
+            reason: self.reason,
+            detail: self.detail,
+            origin: Some(origin),
+        }
+    }
+
+    /// Every text of it.
+    pub(super) fn all_texts(&self) -> impl Iterator<Item = Text<'a>> + use<'a> {
+        let texts = [
+            Some(self.user_name),
+            Some(self.session_user_name),
+            Some(self.role_name),
+            self.application_name,
+            self.client_addr,
+            self.command_tag,
+            self.statement,
+            self.reason,
+            self.detail,
+        ];
+        let lists = [self.parameters, self.relations];
+        let listed = lists.into_iter().flatten().flat_map(|list| list.iter());
+        texts.into_iter().chain(listed).flatten()
+    }
 }
 
 /// Texts of a list, some of which may be NULL, in the form that they have in the queue.
@@ -320,6 +397,11 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Record<'_>> {
         detail,
         parameters: reader.list()?,
         relations: reader.list()?,
+        origin: if flags & (1 << 4) != 0 {
+            Some(reader.origin()?)
+        } else {
+            None
+        },
     })
 }
 
@@ -346,6 +428,20 @@ impl<'a> Reader<'a> {
     fn element(&mut self) -> Option<Option<Text<'a>>> {
         let length = self.length()?;
         self.text(length)
+    }
+
+    fn origin(&mut self) -> Option<Origin<'a>> {
+        let node = self.element()??;
+        let (spool, rest) = self.0.split_first_chunk::<16>()?;
+        let (position, rest) = rest.split_first_chunk::<8>()?;
+        let (hash, rest) = rest.split_first_chunk::<32>()?;
+        self.0 = rest;
+        Some(Origin {
+            node,
+            spool: *spool,
+            position: u64::from_ne_bytes(*position),
+            hash: *hash,
+        })
     }
 
     fn list(&mut self) -> Option<Option<List<'a>>> {
@@ -397,6 +493,7 @@ mod tests {
             grant_id: Some(i64::MIN),
             reason: None,
             detail: Some(b"{}"),
+            origin: None,
         }
     }
 
@@ -437,6 +534,26 @@ mod tests {
         assert_eq!((record.impersonation_id, record.sqlstate), (Some([3; 16]), *b"42501"));
         assert!(record.parameters.unwrap().iter().eq(parameters));
         assert!(record.relations.unwrap().iter().eq(relations));
+    }
+
+    #[test]
+    fn an_origin_goes_along() {
+        let origin = Origin {
+            node: b"north",
+            spool: [7; 16],
+            position: u64::MAX,
+            hash: [9; 32],
+        };
+        let parameters: [Option<Text>; 1] = [Some(b"a")];
+        let list = list(&parameters);
+        let bytes = encoded(&event(Some(list.as_list()), None));
+        let record = decode(&bytes).unwrap();
+        assert_eq!(record.origin, None);
+        let bytes = encoded(&record.event_of(origin));
+        let record = decode(&bytes).unwrap();
+        assert_eq!(record.origin, Some(origin));
+        assert!(record.parameters.unwrap().iter().eq(parameters));
+        assert_eq!(record.all_texts().count(), 8);
     }
 
     #[test]

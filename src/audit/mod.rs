@@ -10,8 +10,16 @@
 
 mod chain;
 mod event;
+mod keeper;
+mod launcher;
 mod line;
+pub mod node;
 mod queue;
+pub mod receive;
+mod ship;
+pub mod show;
+mod spool;
+mod spools;
 pub mod verify;
 mod wait;
 mod writer;
@@ -26,15 +34,54 @@ pub use queue::Figures;
 use queue::{LaneHandle, Ticket};
 use std::cell::Cell;
 
-/// Defines the settings of the queue. To be called from `_PG_init`.
+/// Defines the settings of the queue and the node. To be called from `_PG_init`.
 pub fn define_settings() {
     queue::define_settings();
+    node::define_settings();
+}
+
+/// What the writer of a standby does for those above it: it is there as long as somebody impersonates.
+pub struct Watch {
+    /// Whether there is somebody to be watched.
+    pub wanted: fn() -> bool,
+    /// Looks after them, outside of a transaction. May raise.
+    pub look: fn(),
+}
+
+static WATCH: std::sync::OnceLock<Watch> = std::sync::OnceLock::new();
+
+/// To be called while libraries are preloaded.
+pub fn install(watch: Watch) {
+    let _ = WATCH.set(watch);
+}
+
+fn watches() -> bool {
+    WATCH.get().is_some_and(|watch| (watch.wanted)())
+}
+
+fn watch() {
+    if let Some(watch) = WATCH.get().filter(|watch| (watch.wanted)()) {
+        (watch.look)();
+    }
+}
+
+/// In the writer itself: adds an event to its own queue, or to the server log if that is full.
+pub fn push_as_writer(event: &Event) {
+    let pushed = queue::find(worker::my_database()).and_then(|lane| {
+        let position = lane.try_push(worker::my_database(), event, event.size())?;
+        Some(position)
+    });
+    if pushed.is_none() {
+        writer::log_event(event);
+    }
 }
 
 /// Asks for the queue's shared memory. To be called from `_PG_init`, while preloading only and after
 /// `define_settings`.
 pub fn init() {
     queue::init();
+    spools::init();
+    worker::register_launcher();
 }
 
 /// The largest event that the queue takes. Who builds an event cuts its statement and parameters to fit.
@@ -70,7 +117,7 @@ thread_local! {
 /// Sets `bytes` aside for events to come, and sees to it that there is a writer.
 ///
 /// Waits, interruptible, while the queue is full. Raises when the library isn't preloaded (55000), the extension isn't
-/// created in this database (55000), on a standby (25006), when all queues are taken or no worker can be started
+/// created in this database (55000), on a standby without a name (55000), when all queues are taken or no worker can be started
 /// (53400), when the writer can't store events (55000), and when the writer waits for a lock of the caller's own
 /// transaction (55006).
 pub fn reserve(bytes: usize) {
@@ -198,7 +245,9 @@ pub fn wait_stored(ticket: u64) {
 /// As `wait_stored`, and returns when they are on disk.
 pub fn wait_flushed(ticket: u64) {
     wait_stored(ticket);
-    if let Some(Ticket { lane, .. }) = Ticket::parse(ticket).filter(|_| !writer::is_writer()) {
+    // What a standby has stored is on disk.
+    let flush = |_: &Ticket| !writer::is_writer() && !worker::in_recovery();
+    if let Some(Ticket { lane, .. }) = Ticket::parse(ticket).filter(flush) {
         worker::flush_wal(lane.lsn());
     }
 }

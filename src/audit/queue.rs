@@ -210,7 +210,7 @@ struct Waiters {
 }
 
 #[repr(C)]
-struct LastError {
+pub(super) struct LastError {
     /// When it came; 0 for never.
     at: AtomicI64,
     sqlstate: [AtomicU8; 5],
@@ -883,6 +883,20 @@ impl LaneHandle {
         max_bytes: u64,
         mut each: impl FnMut(&Record),
     ) -> Option<(usize, u64)> {
+        self.read_bytes(scratch, max_events, max_bytes, |bytes| {
+            each(&decode(bytes)?);
+            Some(())
+        })
+    }
+
+    /// As `read`, with events as they are in the ring; `each` returns `None` for what makes no sense.
+    pub fn read_bytes(
+        &self,
+        scratch: &mut Vec<u8>,
+        max_events: usize,
+        max_bytes: u64,
+        mut each: impl FnMut(&[u8]) -> Option<()>,
+    ) -> Option<(usize, u64)> {
         let tail = self.tail();
         let head = self.head();
         let mut position = tail;
@@ -896,12 +910,12 @@ impl LaneHandle {
             }
             let (first, second) = self.ring.read(position, length);
             if second.is_empty() {
-                each(&decode(first)?);
+                each(first)?;
             } else {
                 scratch.clear();
                 scratch.extend_from_slice(first);
                 scratch.extend_from_slice(second);
-                each(&decode(scratch)?);
+                each(scratch)?;
             }
             position += length as u64;
             count += 1;
@@ -976,7 +990,22 @@ impl Sink for RingSink {
 }
 
 impl LastError {
-    fn set(&self, sqlstate: [u8; 5], text: &[u8]) {
+    /// When, SQLSTATE and text; None if there was none.
+    pub(super) fn get(&self) -> Option<(i64, String, String)> {
+        let length = (self.length.load(Relaxed) as usize).min(self.text.len());
+        let text: Vec<u8> = self.text[..length].iter().map(|byte| byte.load(Relaxed)).collect();
+        let sqlstate: Vec<u8> = self.sqlstate.iter().map(|byte| byte.load(Relaxed)).collect();
+        let at = self.at.load(Relaxed);
+        (at != 0).then(|| {
+            (
+                at,
+                String::from_utf8_lossy(&sqlstate).into_owned(),
+                String::from_utf8_lossy(&text).into_owned(),
+            )
+        })
+    }
+
+    pub(super) fn set(&self, sqlstate: [u8; 5], text: &[u8]) {
         self.at.store(now(), Relaxed);
         self.sqlstate
             .iter()

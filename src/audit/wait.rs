@@ -282,12 +282,12 @@ fn check_possible(bytes: u64, held: u64) {
             "Connect to a database.",
         );
     }
-    if worker::in_recovery() {
+    if super::node::lacks_name() {
         raise(
-            PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION,
-            "cannot store audit events during recovery",
-            None,
-            "Connect to the primary.",
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this standby has no name to keep audit events under",
+            Some("Settings \"impersonate.node_name\" and \"cluster_name\" are empty.".into()),
+            "Set impersonate.node_name to a name that no other node has, and reload the configuration.",
         );
     }
     if !within_limit(bytes, held) {

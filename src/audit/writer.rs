@@ -40,11 +40,15 @@
 //! - The postmaster died: at once.
 
 use super::chain::{self, Hash, RowHasher, Value};
-use super::event::{Event, Kind, Record};
+use super::event::{Event, Kind, Origin, Record};
+use super::keeper::{self, Keeper, Kept};
 use super::line::{self, hexadecimal, Line};
+use super::node;
 use super::queue::{self, LaneHandle, Leave};
+use super::spool::{self, Reader};
 use crate::pg::identity;
 use crate::pg::latch::{check_for_interrupts, nap, now};
+use crate::pg::worker::nodes::{self, Known};
 use crate::pg::worker::partitions::{self, Range};
 use crate::pg::worker::rows::{self, Batch, Field, Parsed, Store, Target};
 use crate::pg::worker::state::{Place, State, StateTable, StateTarget};
@@ -61,6 +65,9 @@ const BATCH_BYTES: u64 = 1024 * 1024;
 
 /// Milliseconds that the writer naps while events keep coming, so that they are stored by the hundred.
 const NAP: u32 = 100;
+
+/// Milliseconds that it naps at most while it watches impersonations on a standby.
+const WATCH: u32 = 50;
 
 /// The longest nap without work, in milliseconds.
 const LONG_NAP: i64 = 60_000;
@@ -97,6 +104,7 @@ pub(super) static TARGET: Target = Target {
         (c"role_name", TEXT),
         (c"impersonation_id", UUID),
         (c"database", TEXT),
+        (c"node", TEXT),
         (c"pid", INT4),
         (c"session_id", TEXT),
         (c"application_name", TEXT),
@@ -135,7 +143,7 @@ const TIMESTAMPTZ: u32 = pg_sys::TIMESTAMPTZOID.to_u32();
 const UUID: u32 = pg_sys::UUIDOID.to_u32();
 
 /// Columns but `hash`.
-const HASHED: usize = 22;
+const HASHED: usize = 23;
 
 /// Set in a writer's process, for its life.
 static IS_WRITER: AtomicBool = AtomicBool::new(false);
@@ -213,6 +221,13 @@ fn set_settings() {
     worker::set(c"enable_seqscan", c"off");
 }
 
+/// The reader of this node's own spool.
+fn own_spool() -> Option<Reader> {
+    let database = worker::my_database();
+    let owner = node::owner(database)?;
+    Some(Reader::new(&node::folder(database), &owner))
+}
+
 struct Writer {
     lane: LaneHandle,
     pid: i32,
@@ -235,6 +250,12 @@ struct Writer {
     failures: u32,
     worked_at: i64,
     asked_to_end_at: Option<i64>,
+    /// On a standby.
+    keeper: Keeper,
+    /// There may be events in this node's own spool, and this is how far they were read.
+    take_in: Option<Reader>,
+    /// Impersonations are watched: role changes come without a statement that would judge them (N1).
+    watches: bool,
 }
 
 /// After an event that the table's types refuse, how to get past it.
@@ -290,6 +311,9 @@ impl Writer {
             failures: lane.status().failures.min(1),
             worked_at: now(),
             asked_to_end_at: None,
+            keeper: Keeper::new(),
+            take_in: own_spool(),
+            watches: false,
         }
     }
 
@@ -298,6 +322,9 @@ impl Writer {
         loop {
             if worker::asked_to_end() && self.asked_to_end_at.is_none() {
                 self.asked_to_end_at = Some(now());
+            }
+            if let Err(failure) = self.watch() {
+                log(&failure, "impersonations are judged again soon");
             }
             match self.round() {
                 Ok(Round::Stored) => {
@@ -333,6 +360,12 @@ impl Writer {
 
     /// One transaction, if there is something to do.
     fn round(&mut self) -> Result<Round, Failure> {
+        if worker::in_recovery() {
+            return self.round_of_standby();
+        }
+        if let Some(round) = self.take_in()? {
+            return Ok(round);
+        }
         let recovering = self.failures > 0;
         if self.lane.is_empty() && !recovering {
             return worker::catch(|| {
@@ -346,24 +379,10 @@ impl Writer {
             worker::reload_if_asked();
             check_for_interrupts();
             worker::report_activity(true);
-            let stored = match worker::transaction(|| self.store_batch()) {
+            let stored = match worker::transaction(|| self.store_batch(&Source::Queue)) {
                 Outcome::Stored(stored) => stored,
                 Outcome::NoExtension => return Round::NoExtension,
-                Outcome::NoPartition(times) => {
-                    for time in times {
-                        if !has_partition(&self.ranges, time) {
-                            let range = worker::transaction(|| {
-                                rows::hold_extension(TARGET.extension).then(|| partitions::ensure(time))
-                            });
-                            let Some(range) = range else {
-                                return Round::NoExtension;
-                            };
-                            self.ranges.truncate(KNOWN_RANGES - 1);
-                            self.ranges.insert(0, range);
-                        }
-                    }
-                    return Round::Again;
-                }
+                Outcome::NoPartition(times) => return self.make_partitions(times),
             };
             // From the commit in there to here, nothing can raise or be interrupted. See the head of this file.
             self.lane
@@ -382,8 +401,124 @@ impl Writer {
         })
     }
 
+    fn make_partitions(&mut self, times: Vec<i64>) -> Round {
+        for time in times {
+            if !has_partition(&self.ranges, time) {
+                let range =
+                    worker::transaction(|| rows::hold_extension(TARGET.extension).then(|| partitions::ensure(time)));
+                let Some(range) = range else {
+                    return Round::NoExtension;
+                };
+                self.ranges.truncate(KNOWN_RANGES - 1);
+                self.ranges.insert(0, range);
+            }
+        }
+        Round::Again
+    }
+
+    /// One round on a standby, where events go into the spool.
+    fn round_of_standby(&mut self) -> Result<Round, Failure> {
+        self.take_in = own_spool();
+        worker::catch(|| {
+            worker::reload_if_asked();
+            check_for_interrupts();
+        })?;
+        if self.lane.is_empty() && self.failures == 0 {
+            return Ok(Round::Nothing);
+        }
+        worker::report_activity(true);
+        let kept = self
+            .keeper
+            .store(self.lane, &mut self.scratch, BATCH_EVENTS, BATCH_BYTES)?;
+        let Kept::Stored(count, position) = kept else {
+            return Ok(Round::NoExtension);
+        };
+        // From the sync in there to here, nothing can raise or be interrupted.
+        self.lane.advance(position, count, None);
+        self.failures = 0;
+        self.lane.succeeded();
+        worker::report_activity(false);
+        Ok(Round::Stored)
+    }
+
+    /// After a promotion, or a start that follows one: stores the next events of this node's own spool (N2). None when
+    /// there is nothing left to take in.
+    fn take_in(&mut self) -> Result<Option<Round>, Failure> {
+        let Some(mut reader) = self.take_in.take() else {
+            return Ok(None);
+        };
+        self.keeper.close();
+        let database = worker::my_database();
+        let (folder, Some(owner)) = (node::folder(database), node::owner(database)) else {
+            return Ok(None);
+        };
+        if !folder.exists() {
+            return Ok(None);
+        }
+        self.keeper.warn_of_strangers(&folder, &owner);
+        let known = worker::catch(|| worker::transaction(nodes::known))?;
+        let Some(known) = known else { return Ok(None) };
+        let found = spool::newest(&folder, &owner, keeper::retired(&known));
+        let spooled = match found {
+            Ok(Some((id, _))) => known.iter().find(|known| known.spool == id),
+            Ok(None) => return Ok(None),
+            Err(trouble) => {
+                // What is there stays there, and rows go on.
+                log(&keeper::failure(&trouble), "this node's own spool is left as it is");
+                return Ok(None);
+            }
+        };
+        let position = spooled.map_or(0, |known| known.position);
+        let batch = match reader.entries(keeper::retired(&known), position + 1, u64::MAX, BATCH_BYTES as usize) {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return Ok(None),
+            Err(trouble) => {
+                log(&keeper::failure(&trouble), "this node's own spool is left as it is");
+                return Ok(None);
+            }
+        };
+        if batch.entries.is_empty() {
+            // All of it is stored. It is at its end: a standby that this node may be again begins another.
+            worker::catch(|| {
+                worker::transaction(|| nodes::retire(&batch.spool));
+                worker::flush_wal(worker::last_commit_lsn());
+            })?;
+            let removed = spool::remove_confirmed(&folder, &owner, &batch.spool, position, true);
+            if let Err(trouble) = removed {
+                log(&keeper::failure(&trouble), "they are in the table");
+            }
+            return Ok(None);
+        }
+        let hash = spooled.map_or(chain::START, |known| chain::stored(Some(&known.hash)));
+        let first = &batch.entries[0];
+        if first.position != position + 1 || first.hash != spool::hash(&hash, first.position, &first.event) {
+            let failure = Failure {
+                sqlstate: *b"XX001",
+                message: format!("this node's own spool does not go on after position {position}"),
+                detail: None,
+            };
+            log(&failure, "it is left as it is");
+            return Ok(None);
+        }
+        self.take_in = Some(reader);
+        worker::catch(|| {
+            worker::report_activity(true);
+            let outcome = worker::transaction(|| self.store_batch(&Source::Spool(&batch)));
+            Some(match outcome {
+                Outcome::Stored(stored) => {
+                    self.newest = Some(stored.newest);
+                    self.doubtful = false;
+                    self.calm_down();
+                    Round::Again
+                }
+                Outcome::NoExtension => Round::NoExtension,
+                Outcome::NoPartition(times) => self.make_partitions(times),
+            })
+        })
+    }
+
     /// Stores the oldest events, inside a transaction.
-    fn store_batch(&mut self) -> Outcome {
+    fn store_batch(&mut self, source: &Source) -> Outcome {
         if !rows::hold_extension(TARGET.extension) {
             return Outcome::NoExtension;
         }
@@ -407,10 +542,13 @@ impl Writer {
         let care = self.care;
         let limit = if care == Care::Usual { self.batch } else { 1 };
         let database = worker::my_database_name();
+        let node = node::name();
         let batch = open.batch(limit);
         let mut builder = RowBuilder {
             batch: &batch,
             database: &database,
+            node: node.as_deref(),
+            known: Vec::new(),
             care,
             address: None,
             newest: before,
@@ -424,14 +562,33 @@ impl Writer {
         if in_table != to_table && before.id > 0 {
             builder.turn();
         }
-        let read = self
-            .lane
-            .read(&mut self.scratch, limit, BATCH_BYTES, |record| builder.push(record));
+        let read = match source {
+            Source::Queue => self
+                .lane
+                .read(&mut self.scratch, limit, BATCH_BYTES, |record| builder.push(record)),
+            Source::Spool(batch) => batch
+                .entries
+                .iter()
+                .take(limit)
+                .try_for_each(|entry| {
+                    let mut record = super::event::decode(&entry.event)?;
+                    record.origin = Some(Origin {
+                        node: node.as_deref().unwrap_or_default(),
+                        spool: batch.spool,
+                        position: entry.position,
+                        hash: entry.hash,
+                    });
+                    builder.push(&record);
+                    Some(())
+                })
+                .map(|()| (0, 0)),
+        };
         let Some((count, position)) = read else {
             pgrx::error!("the audit queue holds something that is not an event");
         };
         let RowBuilder {
             newest: after,
+            known,
             lines,
             missing,
             purge,
@@ -443,6 +600,10 @@ impl Writer {
             return Outcome::NoPartition(missing);
         }
         batch.insert();
+        known
+            .iter()
+            .filter(|(_, added)| *added)
+            .for_each(|(known, _)| nodes::record(known));
         let place = state.write(
             before.place,
             &State {
@@ -497,8 +658,23 @@ impl Writer {
         }
     }
 
+    /// N1: on a standby, ends impersonations that a replayed role change broke; and once more after a promotion.
+    fn watch(&mut self) -> Result<(), Failure> {
+        let standby = worker::in_recovery();
+        if standby || std::mem::replace(&mut self.watches, standby) {
+            self.watches = standby;
+            return worker::catch(super::watch);
+        }
+        Ok(())
+    }
+
     /// Naps, unless there is something to do already.
     fn nap(&self, milliseconds: u32, until_any: bool) {
+        let milliseconds = if self.watches && super::watches() {
+            milliseconds.min(WATCH)
+        } else {
+            milliseconds
+        };
         // Near the end sessions only give back what they reserved, which wakes nobody.
         let milliseconds = if self.asked_to_end_at.is_some() {
             milliseconds.min(20)
@@ -551,6 +727,10 @@ impl Writer {
             self.batch = (self.batch / 4).max(1);
         } else {
             self.store.forget();
+            self.keeper.close();
+            if self.take_in.is_none() {
+                self.take_in = own_spool();
+            }
             self.doubtful = true;
             self.ranges.clear();
             self.scratch = Vec::new();
@@ -589,10 +769,22 @@ impl Writer {
         while passed() < i64::from(PAUSE) {
             nap(PAUSE);
         }
-        if milliseconds > PAUSE {
-            nap(milliseconds - PAUSE);
+        let mut left = milliseconds.saturating_sub(PAUSE);
+        if self.watches && super::watches() {
+            // Not even a disk that is full keeps it from watching.
+            left = left.min(WATCH);
+        }
+        if left > 0 {
+            nap(left);
         }
     }
+}
+
+/// Where the events of a batch are.
+enum Source<'a> {
+    Queue,
+    /// This node's own spool, from when it was a standby.
+    Spool(&'a spool::Batch),
 }
 
 enum Outcome {
@@ -725,6 +917,10 @@ impl<'a> Column<'a> {
 struct RowBuilder<'b> {
     batch: &'b Batch<'b>,
     database: &'b [u8],
+    /// This node's name.
+    node: Option<&'b [u8]>,
+    /// What is there of other nodes' spools, and whether this batch adds to it.
+    known: Vec<(Known, bool)>,
     care: Care,
     /// The last client address, as it was and parsed: the next is likely the same.
     address: Option<(Vec<u8>, Parsed<'b>)>,
@@ -739,10 +935,45 @@ struct RowBuilder<'b> {
 }
 
 impl<'b> RowBuilder<'b> {
-    /// Adds a row.
+    /// Adds a row; but none for what another node sent before.
     fn push(&mut self, record: &Record) {
+        if record.origin.is_some_and(|origin| !self.is_next(&origin)) {
+            return;
+        }
         self.purge |= record.kind == Kind::Purge;
         self.put(record, self.to_table);
+    }
+
+    /// N2: whether an event of another node is the next of its spool, and then it counts as being there. What isn't was
+    /// stored already, or its sender is told that it was not.
+    fn is_next(&mut self, origin: &Origin) -> bool {
+        if self.known.is_empty() {
+            self.known = nodes::known()
+                .unwrap_or_default()
+                .into_iter()
+                .map(|known| (known, false))
+                .collect();
+        }
+        let of_node = |(known, _): &&mut (Known, bool)| known.node == origin.node && !known.retired;
+        if let Some((known, added)) = self.known.iter_mut().find(|(known, _)| known.spool == origin.spool) {
+            let next = !known.retired && known.node == origin.node && known.position + 1 == origin.position;
+            if next {
+                (known.position, known.hash, *added) = (origin.position, origin.hash.to_vec(), true);
+            }
+            return next;
+        }
+        let first = origin.position == 1 && self.known.iter_mut().find(of_node).is_none();
+        if first {
+            let known = Known {
+                spool: origin.spool,
+                node: origin.node.to_vec(),
+                position: 1,
+                hash: origin.hash.to_vec(),
+                retired: false,
+            };
+            self.known.push((known, true));
+        }
+        first
     }
 
     /// Adds a row of the writer's own, which goes to the table in any case: from here on rows go elsewhere, or come back.
@@ -782,6 +1013,7 @@ impl<'b> RowBuilder<'b> {
             grant_id: None,
             reason: None,
             detail: Some(detail.as_bytes()),
+            origin: None,
         };
         let mut bytes = Vec::new();
         event.encode(event.size(), &mut bytes);
@@ -805,6 +1037,7 @@ impl<'b> RowBuilder<'b> {
             Column::text(Some(record.role_name)),
             Column::uuid(record.impersonation_id),
             Column::text(Some(self.database)),
+            Column::text(record.origin.map(|origin| origin.node).or(self.node)),
             Column::integer(Some(i64::from(record.pid))),
             Column::text(Some(session_id.as_bytes())),
             Column::text(record.application_name),
@@ -854,16 +1087,26 @@ impl<'b> RowBuilder<'b> {
     /// `client_addr` and `detail`, whose types may refuse the text.
     fn parsed(&mut self, record: &Record) -> (Option<Parsed<'b>>, Option<Parsed<'b>>) {
         let batch = self.batch;
+        let place = record.origin.map(|origin| place_in_spool(&origin));
         match self.care {
-            Care::Usual | Care::Alone => (
-                record.client_addr.map(|text| self.address(text)),
-                record.detail.map(|text| batch.parse(pg_sys::JSONBOID, text)),
-            ),
+            Care::Usual | Care::Alone => {
+                let detail = match &place {
+                    Some(place) => Some(with_members(record.detail, place)),
+                    None => record.detail.map(<[u8]>::to_vec),
+                };
+                (
+                    record.client_addr.map(|text| self.address(text)),
+                    detail.map(|text| batch.parse(pg_sys::JSONBOID, &text)),
+                )
+            }
             Care::AsText => {
                 let mut json = b"{".to_vec();
                 put_json(&mut json, "client_addr", record.client_addr, false);
                 put_json(&mut json, "detail", record.detail, false);
                 json.push(b'}');
+                if let Some(place) = &place {
+                    json = with_members(Some(&json), place);
+                }
                 (None, Some(batch.parse(pg_sys::JSONBOID, &json)))
             }
             Care::Without => {
@@ -886,6 +1129,32 @@ impl<'b> RowBuilder<'b> {
             }
         }
     }
+}
+
+/// What the detail of another node's event says of its place there, as members of a JSON object.
+fn place_in_spool(origin: &Origin) -> String {
+    format!(
+        "\"node_position\": {}, \"node_hash\": \"{}\"",
+        origin.position,
+        hexadecimal(&origin.hash)
+    )
+}
+
+/// A JSON object with more members.
+fn with_members(object: Option<&[u8]>, members: &str) -> Vec<u8> {
+    let inside = object
+        .and_then(|object| object.trim_ascii().strip_prefix(b"{")?.strip_suffix(b"}"))
+        .map(<[u8]>::trim_ascii)
+        .filter(|inside| !inside.is_empty());
+    let separator: &[u8] = if inside.is_some() { b", " } else { b"" };
+    [
+        &b"{"[..],
+        inside.unwrap_or_default(),
+        separator,
+        members.as_bytes(),
+        b"}",
+    ]
+    .concat()
 }
 
 /// As %c in log_line_prefix.
@@ -1061,6 +1330,6 @@ fn log(failure: &Failure, what_now: &str) {
 }
 
 /// For the server log alone: events are nobody else's business.
-fn log_line(message: String) {
+pub(super) fn log_line(message: String) {
     ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, message, function_name!()).report(PgLogLevel::LOG_SERVER_ONLY);
 }

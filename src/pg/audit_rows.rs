@@ -89,6 +89,11 @@ pub fn reading_as_caller<R>(work: impl FnOnce(&Access) -> R) -> R {
     }
 }
 
+/// Runs `work`, of which each query sees the newest state.
+pub fn newest<R>(work: impl FnOnce(&Access) -> R) -> R {
+    inside(&[], work)
+}
+
 /// Runs `work`, which may take rows away. One at a time; triggers of others don't run.
 pub fn purging<R>(work: impl FnOnce(&Access) -> R) -> R {
     let mut settings = vec![
@@ -227,6 +232,7 @@ pub enum Argument<'a> {
     Timestamp(i64),
     Bytes(&'a [u8]),
     Text(&'a [u8]),
+    Uuid(&'a [u8; 16]),
 }
 
 /// `text` and `bytea` have the same form.
@@ -240,6 +246,8 @@ fn parts(arguments: &[Argument]) -> (Vec<Oid>, Vec<Datum>, Vec<std::ffi::c_char>
         Argument::Timestamp(time) => (pg_sys::TIMESTAMPTZOID, Datum::from(*time)),
         Argument::Bytes(bytes) => (pg_sys::BYTEAOID, varlena(bytes)),
         Argument::Text(bytes) => (pg_sys::TEXTOID, varlena(bytes)),
+        // Of 16 bytes, by reference.
+        Argument::Uuid(id) => (pg_sys::UUIDOID, Datum::from(id.as_ptr())),
     });
     let (types, values): (Vec<Oid>, Vec<Datum>) = typed.unzip();
     let nulls = vec![b' ' as std::ffi::c_char; types.len()];

@@ -4,6 +4,8 @@
 //!
 //! - A switch takes it in SHARE mode, judges, enters the table of active impersonations, and releases it. So switches
 //!   don't wait for each other, and nobody waits for an impersonation to end.
+//! - On a standby nobody changes roles, and such a lock can't be taken: what is replayed is judged by a watcher
+//!   (`guard/watch.rs`), which sees each switch in the table.
 //! - A role change takes it to the end of its transaction, then judges what is in the table. While nobody impersonates
 //!   ROW EXCLUSIVE mode will do: it keeps switches away, but not other role changes, of which none can break anything.
 //!   Else EXCLUSIVE mode: two changes of which each is harmless may break a criterion together.
@@ -36,6 +38,12 @@ fn acquire(mode: i32) {
     }
 }
 
+/// The catalogs are seen as of now.
+fn see_latest() {
+    // SAFETY: in a transaction.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+}
+
 fn release(mode: i32) {
     // SAFETY: the caller acquired it in this mode, by the same resource owner.
     unsafe { pg_sys::LockRelease(&tag(), mode, false) };
@@ -43,23 +51,35 @@ fn release(mode: i32) {
 
 /// A switch in the making. An error gives it back.
 #[must_use]
-pub struct Switching(());
+pub struct Switching {
+    locked: bool,
+}
 
 impl Switching {
     /// Waits for role changes that are under way.
     pub fn begin() -> Switching {
-        acquire(SWITCH);
-        Switching(())
+        let locked = !super::identity::in_recovery();
+        if locked {
+            acquire(SWITCH);
+        } else {
+            see_latest();
+        }
+        Switching { locked }
     }
 
     /// The switch is refused, or known to all.
     pub fn done(self) {
-        release(SWITCH);
+        if self.locked {
+            release(SWITCH);
+        }
     }
 }
 
 /// Keeps role changes away to the end of the transaction, whatever becomes of a subtransaction.
 pub fn keep_roles() {
+    if super::identity::in_recovery() {
+        return;
+    }
     // SAFETY: plain globals; the owner is put back, also when waiting fails, since an error sets it anew.
     unsafe {
         let owner = pg_sys::CurrentResourceOwner;

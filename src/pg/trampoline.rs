@@ -928,6 +928,9 @@ unsafe extern "C-unwind" fn utility_after(utility: &Utility) {
 unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
     // SAFETY: as executor_start; the error data are valid for the call.
     unsafe {
+        if (*error).elevel == pgrx::PgLogLevel::LOG as i32 {
+            super::node::hide_conninfo((*error).message);
+        }
         if watching() && (*error).elevel >= pgrx::PgLogLevel::ERROR as i32 {
             if (*error).elevel == pgrx::PgLogLevel::ERROR as i32 && DEPTH.0.get() == 0 {
                 refused_instead(error);

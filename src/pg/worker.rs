@@ -1,6 +1,7 @@
 //! What a background worker needs of the server: registration, its start in its own process, transactions, and
 //! recovery from errors; and what others ask about processes.
 
+pub mod nodes;
 pub mod partitions;
 pub mod rows;
 pub mod state;
@@ -11,11 +12,30 @@ use pgrx::{FromDatum, PgTryBuilder};
 use std::ffi::CStr;
 use std::panic::AssertUnwindSafe;
 
-/// As `pg_stat_activity` shows it in backend_type and application_name.
-const NAME: &CStr = c"impersonate audit writer";
+/// A kind of worker: as `pg_stat_activity` shows it in backend_type and application_name, and its function.
+struct Kind {
+    name: &'static CStr,
+    function: &'static CStr,
+}
+
+const WRITER: Kind = Kind {
+    name: c"impersonate audit writer",
+    function: c"impersonate_audit_writer_main",
+};
+
+/// Sends a standby's events to the primary.
+const SHIPPER: Kind = Kind {
+    name: c"impersonate audit shipper",
+    function: c"impersonate_audit_shipper_main",
+};
+
+/// Sees to it that spools have their shippers, and after a promotion their writers.
+const LAUNCHER: Kind = Kind {
+    name: c"impersonate spool launcher",
+    function: c"impersonate_spool_launcher_main",
+};
 
 const LIBRARY: &CStr = c"impersonate";
-const FUNCTION: &CStr = c"impersonate_audit_writer_main";
 
 /// Seconds after which the postmaster starts a worker again that ended with a failure. A worker that ended as it should
 /// isn't started again.
@@ -38,23 +58,45 @@ unsafe extern "C" {
 const SIGHUP: i32 = 1;
 const SIGTERM: i32 = 15;
 
-/// Registers an audit writer for lane `lane`. Returns false when no worker slot is free, and during a shutdown's last
-/// phase the registration comes to nothing. Raises nothing.
-pub fn register(lane: usize, generation: u32) -> bool {
+fn worker(kind: &Kind, flags: u32, restart: i32, argument: u64) -> pg_sys::BackgroundWorker {
     let mut worker = pg_sys::BackgroundWorker {
-        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as i32,
-        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
-        bgw_restart_time: RESTART_SECONDS,
-        bgw_main_arg: pg_sys::Datum::from((lane as u64) << 32 | u64::from(generation)),
+        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | flags) as i32,
+        // On a standby too.
+        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState,
+        bgw_restart_time: restart,
+        bgw_main_arg: pg_sys::Datum::from(argument),
         bgw_notify_pid: 0,
         ..Default::default()
     };
-    copy(NAME, &mut worker.bgw_name);
-    copy(NAME, &mut worker.bgw_type);
+    copy(kind.name, &mut worker.bgw_name);
+    copy(kind.name, &mut worker.bgw_type);
     copy(LIBRARY, &mut worker.bgw_library_name);
-    copy(FUNCTION, &mut worker.bgw_function_name);
+    copy(kind.function, &mut worker.bgw_function_name);
+    worker
+}
+
+fn register_dynamic(kind: &Kind, restart: i32, argument: u64) -> bool {
+    let mut worker = worker(kind, pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION, restart, argument);
     // SAFETY: the struct is complete, and copied by the callee; no handle is asked for.
     unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, std::ptr::null_mut()) }
+}
+
+/// Registers an audit writer for lane `lane`. Returns false when no worker slot is free, and during a shutdown's last
+/// phase the registration comes to nothing. Raises nothing.
+pub fn register(lane: usize, generation: u32) -> bool {
+    register_dynamic(&WRITER, RESTART_SECONDS, (lane as u64) << 32 | u64::from(generation))
+}
+
+/// As [`register`], a shipper for a database.
+pub fn register_shipper(database: u32) -> bool {
+    register_dynamic(&SHIPPER, pg_sys::BGW_NEVER_RESTART, u64::from(database))
+}
+
+/// Registers the launcher, which needs no database. While libraries are preloaded.
+pub fn register_launcher() {
+    let mut worker = worker(&LAUNCHER, 0, RESTART_SECONDS, 0);
+    // SAFETY: in the postmaster; the struct is complete, and copied.
+    unsafe { pg_sys::RegisterBackgroundWorker(&mut worker) };
 }
 
 /// What was registered: (lane, generation).
@@ -96,9 +138,18 @@ pub fn set_up_signals() {
     }
 }
 
-/// Connects to a database as the bootstrap superuser, also where connections aren't allowed, or to none but the shared
-/// catalogs. FATAL if that can't be.
+/// Connects a writer to a database as the bootstrap superuser, also where connections aren't allowed, or to none but the
+/// shared catalogs. FATAL if that can't be.
 pub fn connect(database: Option<u32>) {
+    connect_as(&WRITER, database);
+}
+
+/// As [`connect`], a shipper.
+pub fn connect_shipper(database: u32) {
+    connect_as(&SHIPPER, Some(database));
+}
+
+fn connect_as(kind: &Kind, database: Option<u32>) {
     let database = database.map_or(pg_sys::InvalidOid, pg_sys::Oid::from);
     // SAFETY: called once, in a background worker that registered for it. No role: as the server's own launchers do,
     // it is the bootstrap superuser then, even if that can't log in.
@@ -110,7 +161,7 @@ pub fn connect(database: Option<u32>) {
         );
         pg_sys::SetConfigOption(
             c"application_name".as_ptr(),
-            NAME.as_ptr(),
+            kind.name.as_ptr(),
             pg_sys::GucContext::PGC_USERSET,
             pg_sys::GucSource::PGC_S_OVERRIDE,
         );
@@ -246,6 +297,39 @@ pub fn flush_wal(lsn: u64) {
 pub fn my_database() -> u32 {
     // SAFETY: a variable of this process.
     unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
+/// The encoding of this process' database, as clients name it.
+pub fn my_encoding() -> &'static CStr {
+    // SAFETY: a static string.
+    unsafe { CStr::from_ptr(pg_sys::GetDatabaseEncodingName()) }
+}
+
+/// Whether text is valid in the encoding of this process' database.
+pub fn is_valid_text(text: &[u8]) -> bool {
+    // SAFETY: looks at so many bytes, and raises nothing.
+    unsafe {
+        pg_sys::pg_verify_mbstr(
+            pg_sys::GetDatabaseEncoding(),
+            text.as_ptr().cast(),
+            text.len() as i32,
+            true,
+        )
+    }
+}
+
+/// Keeps others from receiving for the same node until the transaction ends. `table` is the extension's own, and nobody
+/// else locks a part of it as an object.
+pub fn lock_node(table: u32, node: u16) {
+    // SAFETY: in a transaction, not in recovery; waits, interruptible.
+    unsafe {
+        pg_sys::LockDatabaseObject(
+            pg_sys::RelationRelationId,
+            pg_sys::Oid::from(table),
+            node,
+            pg_sys::ExclusiveLock as i32,
+        );
+    }
 }
 
 /// The name of this process' database. Needs a transaction.

@@ -445,3 +445,22 @@ impl Batch<'_> {
         start
     }
 }
+
+/// The one text that a query of ours returns. Inside SPI.
+pub fn one_text(query: &CStr) -> Option<Vec<u8>> {
+    // SAFETY: a constant statement with one column of type text, which is copied.
+    unsafe {
+        let done = pg_sys::SPI_execute(query.as_ptr(), true, 1);
+        expect(done, pg_sys::SPI_OK_SELECT);
+        if pg_sys::SPI_processed == 0 {
+            return None;
+        }
+        let table = pg_sys::SPI_tuptable;
+        let mut is_null = true;
+        let datum = pg_sys::SPI_getbinval(*(*table).vals, (*table).tupdesc, 1, &mut is_null);
+        // `text` and `bytea` have the same form.
+        let text = Vec::<u8>::from_datum(datum, is_null);
+        pg_sys::SPI_freetuptable(table);
+        text
+    }
+}

@@ -459,6 +459,100 @@ impl Cluster {
         }
     }
 
+    // Nodes -----------------------------------------------------------------------------------------------------------
+
+    /// A hot standby of this node, by a base backup and a replication slot, with this `cluster_name` and these settings
+    /// on top of this node's. Running, and caught up with what was there.
+    #[track_caller]
+    pub fn standby(&self, name: &str, settings: &[(&str, &str)]) -> Cluster {
+        let mut standby = self.standby_created(name, settings);
+        standby.start();
+        standby
+    }
+
+    /// As [`Cluster::standby`], not started yet.
+    #[track_caller]
+    pub fn standby_created(&self, name: &str, settings: &[(&str, &str)]) -> Cluster {
+        let folder = guard::folder().join(unique("cluster"));
+        fs::create_dir(&folder).unwrap();
+        account::give(&folder).unwrap();
+        run(server_program("pg_basebackup")
+            .arg("-h")
+            .arg(&self.folder)
+            .args([
+                "-p",
+                &self.port.to_string(),
+                "-U",
+                OWNER,
+                "-c",
+                "fast",
+                "-R",
+                "-X",
+                "stream",
+            ])
+            .args(["-C", "-S", &unique("slot"), "--no-sync"])
+            .arg("-D")
+            .arg(folder.join("data")));
+        let standby = Cluster {
+            folder,
+            port: 5432,
+            server: None,
+        };
+        standby.set("unix_socket_directories", &standby.folder.display().to_string());
+        standby.set("listen_addresses", "");
+        standby.set("port", "5432");
+        standby.set("cluster_name", name);
+        for (name, value) in settings {
+            standby.set(name, value);
+        }
+        standby
+    }
+
+    /// A connection string for this node, without a database.
+    pub fn conninfo(&self, user: &str) -> String {
+        format!("host={} port={} user={user}", self.folder.display(), self.port)
+    }
+
+    /// Makes a standby follow another node from its next start or reload on.
+    pub fn follow(&self, other: &Cluster, slot: Option<&str>) {
+        self.set_last("primary_conninfo", &other.conninfo(OWNER));
+        self.set_last("primary_slot_name", slot.unwrap_or_default());
+    }
+
+    /// As [`Cluster::set`], and over what a base backup wrote to postgresql.auto.conf.
+    fn set_last(&self, name: &str, value: &str) {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(self.data().join("postgresql.auto.conf"))
+            .unwrap();
+        writeln!(file, "{name} = '{}'", value.replace('\'', "''")).unwrap();
+    }
+
+    /// Makes a standby the primary, and waits until it is.
+    #[track_caller]
+    pub fn promote(&self) {
+        let mut client = self.connect(OWNER, OWNER);
+        let done: bool = client.query_one("SELECT pg_promote()", &[]).unwrap().get(0);
+        assert!(done, "{}", self.log());
+    }
+
+    /// Waits until a standby has replayed what this node has committed so far.
+    #[track_caller]
+    pub fn wait_for(&self, standby: &Cluster) {
+        let mut here = self.connect(OWNER, OWNER);
+        // The writer commits without a sync.
+        let end: String = here
+            .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
+            .unwrap()
+            .get(0);
+        here.batch_execute("SELECT txid_current()").unwrap();
+        let mut there = standby.connect(OWNER, OWNER);
+        wait_until("the standby has caught up", || {
+            let query = format!("SELECT COALESCE(pg_last_wal_replay_lsn() >= '{end}'::pg_lsn, true)");
+            there.query_one(&query, &[]).unwrap().get(0)
+        });
+    }
+
     /// A new database with the extension in it, and a name that begins like that.
     #[track_caller]
     pub fn database(&self, stem: &str) -> Database<'_> {

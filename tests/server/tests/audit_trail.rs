@@ -278,7 +278,7 @@ fn l8_changing_any_column_of_any_row_is_found() {
         &mut client,
         "SELECT attname FROM pg_attribute WHERE attrelid = 'impersonate.audit'::regclass AND attnum > 0",
     );
-    assert_eq!(columns.lines().count(), 23);
+    assert_eq!(columns.lines().count(), 24);
     for id in [1, 10, 11, 12, 13, 14, 34] {
         for column in columns.lines() {
             let value = match column {
@@ -321,7 +321,7 @@ fn l8_removing_swapping_and_putting_in_is_found_and_named() {
     let put_in = |id: i64| {
         format!(
             "INSERT INTO impersonate.audit SELECT {id}, event_time, event, user_name, session_user_name, role_name,
-                 impersonation_id, database, pid, session_id, application_name, client_addr, command_tag, 'forged',
+                 impersonation_id, database, node, pid, session_id, application_name, client_addr, command_tag, 'forged',
                  parameters, relations, row_count, duration, sqlstate, grant_id, reason, detail, hash
                FROM impersonate.audit WHERE event_id = 9"
         )
@@ -586,7 +586,7 @@ fn l9_a_purge_takes_the_oldest_rows_leaves_the_chain_verifiable_and_is_on_record
     by_force(
         &mut client,
         "INSERT INTO impersonate.audit SELECT 38, event_time, event, user_name, session_user_name, role_name,
-             impersonation_id, database, pid, session_id, application_name, client_addr, command_tag, 'forged',
+             impersonation_id, database, node, pid, session_id, application_name, client_addr, command_tag, 'forged',
              parameters, relations, row_count, duration, sqlstate, grant_id, reason, detail, hash FROM impersonate.audit",
     );
     assert!(verify(&mut client).starts_with("f|38|put in|row 38 was put in"));

@@ -1,0 +1,149 @@
+//! The writer's work on a standby, where nothing can be inserted: events go into the spool (N2).
+//!
+//! An event leaves the queue after it was synced, and from the sync to that no function is called that could raise: so
+//! it is neither lost nor doubled, as with the table.
+
+use super::node;
+use super::queue::LaneHandle;
+use super::spool::{self, Spool, Trouble};
+use super::spools;
+use crate::pg::latch::now;
+use crate::pg::rights::random_uuid;
+use crate::pg::worker::nodes::{self, Known};
+use crate::pg::worker::{self, Failure};
+
+/// Microseconds after which the writer looks again whether its spool was retired.
+const LOOK_AGAIN: i64 = 2_000_000;
+
+/// The spool of the writer's database.
+pub(super) struct Keeper {
+    spool: Option<Spool>,
+    looked_at: i64,
+    warned: bool,
+}
+
+/// What became of events.
+pub(super) enum Kept {
+    /// So many, up to this position of the queue.
+    Stored(usize, u64),
+    NoExtension,
+}
+
+pub(super) fn failure(trouble: &Trouble) -> Failure {
+    Failure {
+        sqlstate: trouble.sqlstate(),
+        message: trouble.to_string(),
+        detail: None,
+    }
+}
+
+/// The spools that are retired.
+pub(super) fn retired(known: &[Known]) -> impl Fn(&[u8; 16]) -> bool + '_ {
+    |id| known.iter().any(|known| known.retired && known.spool == *id)
+}
+
+impl Keeper {
+    pub const fn new() -> Self {
+        Keeper {
+            spool: None,
+            looked_at: 0,
+            warned: false,
+        }
+    }
+
+    /// Whatever was open isn't any more.
+    pub fn close(&mut self) {
+        self.spool = None;
+    }
+
+    /// Stores the oldest events of the queue.
+    pub fn store(
+        &mut self,
+        lane: LaneHandle,
+        scratch: &mut Vec<u8>,
+        max_events: usize,
+        max_bytes: u64,
+    ) -> Result<Kept, Failure> {
+        if self.spool.is_none() || now() - self.looked_at > LOOK_AGAIN {
+            let known = worker::catch(|| worker::transaction(nodes::known))?;
+            let Some(known) = known else {
+                return Ok(Kept::NoExtension);
+            };
+            self.look(&known)?;
+        }
+        let mut events = Vec::new();
+        let read = lane.read_bytes(scratch, max_events, max_bytes, |bytes| {
+            super::event::decode(bytes)?;
+            events.push(bytes.to_vec());
+            Some(())
+        });
+        let (count, position) = read.ok_or_else(|| Failure {
+            sqlstate: *b"XX000",
+            message: "the audit queue holds something that is not an event".to_owned(),
+            detail: None,
+        })?;
+        if let Some(spool) = &mut self.spool {
+            spool
+                .append(&events, node::spool_limit())
+                .map_err(|trouble| failure(&trouble))?;
+            if let Some(place) = spools::of(worker::my_database()) {
+                place.set_stored(spool.last());
+            }
+        }
+        Ok(Kept::Stored(count, position))
+    }
+
+    /// Opens the spool, unless it is open and not retired.
+    fn look(&mut self, known: &[Known]) -> Result<(), Failure> {
+        self.looked_at = now();
+        let retired = retired(known);
+        if self.spool.as_ref().is_some_and(|spool| !retired(&spool.id())) {
+            return Ok(());
+        }
+        self.spool = None;
+        let database = worker::my_database();
+        let owner = node::owner(database).ok_or_else(|| Failure {
+            sqlstate: *b"55000",
+            message: "this standby has no name to keep audit events under".to_owned(),
+            detail: None,
+        })?;
+        let folder = node::folder(database);
+        self.warn_of_strangers(&folder, &owner);
+        let spool = Spool::open(&folder, &owner, random_uuid(), &retired).map_err(|trouble| failure(&trouble))?;
+        let recorded = known.iter().find(|known| known.spool == spool.id());
+        if let Some(recorded) = recorded.filter(|recorded| recorded.position > spool.last()) {
+            // Numbers that were given already would be taken for events that the primary has.
+            return Err(Failure {
+                sqlstate: *b"XX001",
+                message: format!(
+                    "the audit spool ends with position {}, and the primary has {}",
+                    spool.last(),
+                    recorded.position
+                ),
+                detail: None,
+            });
+        }
+        if let Some(place) = spools::of(database) {
+            place.set_stored(spool.last());
+        }
+        self.spool = Some(spool);
+        Ok(())
+    }
+
+    /// Spools that came with a base backup: they are let alone, and once a writer's life it is said so.
+    pub fn warn_of_strangers(&mut self, folder: &std::path::Path, owner: &spool::Owner) {
+        if std::mem::replace(&mut self.warned, true) {
+            return;
+        }
+        for segment in spool::segments(folder).unwrap_or_default() {
+            if let Some(head) = segment.head.filter(|head| head.owner != *owner) {
+                super::writer::log_line(format!(
+                    "impersonate audit spool \"{}\" is that of node \"{}\" of system {}, not this node's; it is left alone",
+                    segment.path.display(),
+                    String::from_utf8_lossy(&head.owner.node),
+                    head.owner.system
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The launcher: one small process on a server that is a standby, or was one and has a spool.
+//!
+//! It looks once a second which databases have a spool of this node's own. On a standby each gets a shipper, whoever
+//! impersonates now or doesn't; after a promotion a writer, which takes the spool in. It leaves a server that is no
+//! standby when there is nothing left to take in.
+
+use super::{node, spool, spools, wait};
+use crate::audit::queue;
+use crate::pg::latch::{nap, now};
+use crate::pg::{backends, node as server, worker};
+use pgrx::{pg_guard, pg_sys};
+use std::collections::HashMap;
+
+/// Milliseconds between two looks.
+const PAUSE: u32 = 1000;
+
+/// Microseconds after which a worker is started again that ended, or didn't get on.
+const AGAIN: i64 = 3_000_000;
+
+/// Where the postmaster starts the launcher's process.
+#[pg_guard]
+#[no_mangle]
+pub extern "C-unwind" fn impersonate_spool_launcher_main(_argument: pg_sys::Datum) {
+    worker::set_up_signals();
+    let mut started: HashMap<u32, i64> = HashMap::new();
+    while !worker::asked_to_end() {
+        worker::reload_if_asked();
+        let standby = worker::in_recovery();
+        let own = with_spool();
+        if own.is_empty() && !standby {
+            return;
+        }
+        for database in own {
+            let due = started.get(&database).is_none_or(|at| now() - at > AGAIN);
+            if due && !has_worker(database, standby) {
+                start(database, standby);
+                started.insert(database, now());
+            }
+        }
+        nap(PAUSE);
+    }
+}
+
+/// The databases that have a spool of this node's own.
+fn with_spool() -> Vec<u32> {
+    let data = server::data_folder();
+    let mut databases = spool::databases(&data);
+    databases.retain(|database| {
+        let Some(owner) = node::owner(*database) else {
+            return false;
+        };
+        let segments = spool::segments(&node::folder(*database)).unwrap_or_default();
+        segments.iter().any(|segment| segment.is_of(&owner))
+    });
+    databases
+}
+
+fn has_worker(database: u32, standby: bool) -> bool {
+    if standby {
+        let shipper = spools::of(database).map_or(0, |place| place.shipping().pid);
+        shipper != 0 && backends::lives(shipper)
+    } else {
+        queue::find(database).is_some_and(|lane| !lane.status().absent)
+    }
+}
+
+fn start(database: u32, standby: bool) {
+    if standby {
+        worker::register_shipper(database);
+    } else if let Some(lane) = queue::assign(database) {
+        wait::start_writer(lane);
+    }
+}

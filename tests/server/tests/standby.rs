@@ -1,0 +1,663 @@
+//! Hot standbys (SPEC section 7): who acts as whom there, what a replayed role change ends (N1), and how the audit of a
+//! standby reaches the primary, each event once (N2).
+
+use impersonate_server_tests::raw::{error_in, rows_in, Message, RawClient};
+use impersonate_server_tests::{fails_with, wait_until, within, Cluster, ServerError};
+use postgres::Client;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+const OWNER: &str = "postgres";
+
+// ------------------------------------------------------------------------------------------------------------ a stage ---
+
+/// A primary with roles `imp`, `bob` and `carol`, a table `t`, and rights over bob for imp.
+struct Stage {
+    primary: Cluster,
+    database: String,
+}
+
+impl Stage {
+    fn new() -> Stage {
+        Stage::with(&[])
+    }
+
+    fn with(settings: &[(&str, &str)]) -> Stage {
+        let mut builder = Cluster::builder()
+            .setting("cluster_name", "primary")
+            .setting("max_worker_processes", "16")
+            .setting("wal_receiver_status_interval", "1s");
+        for (name, value) in settings {
+            builder = builder.setting(name, value);
+        }
+        let primary = builder.start();
+        let database = primary.database("nodes").name;
+        primary
+            .connect(OWNER, &database)
+            .batch_execute(
+                "CREATE ROLE imp LOGIN; CREATE ROLE bob LOGIN; CREATE ROLE carol LOGIN; CREATE ROLE spare;
+                 CREATE TABLE t (i int); INSERT INTO t SELECT generate_series(1, 10); GRANT SELECT, INSERT ON t TO bob;
+                 GRANT \"SET USER\" (bob) TO imp;
+                 CREATE ROLE shipper LOGIN;
+                 GRANT EXECUTE ON FUNCTION impersonate.audit_receive, impersonate.report_node TO shipper",
+            )
+            .unwrap();
+        Stage { primary, database }
+    }
+
+    fn standby(&self, name: &str) -> Cluster {
+        self.standby_with(name, &[])
+    }
+
+    /// One that sends its events to the primary.
+    fn standby_with(&self, name: &str, settings: &[(&str, &str)]) -> Cluster {
+        let conninfo = self.primary.conninfo("shipper");
+        let settings = [&[("impersonate.primary_conninfo", conninfo.as_str())], settings].concat();
+        self.primary.standby(name, &settings)
+    }
+
+    fn raw(&self, node: &Cluster) -> RawClient {
+        RawClient::connect(node, "imp", &self.database)
+    }
+
+    fn admin(&self, sql: &str) {
+        if let Err(error) = self.primary.connect(OWNER, &self.database).batch_execute(sql) {
+            panic!("{sql}: {error:?}");
+        }
+    }
+}
+
+#[track_caller]
+fn ok(client: &mut RawClient, sql: &str) -> Vec<Message> {
+    let answer = client.simple(sql);
+    assert_eq!(error_in(&answer), None, "{sql}");
+    answer
+}
+
+#[track_caller]
+fn value(client: &mut RawClient, sql: &str) -> String {
+    let answer = ok(client, sql);
+    rows_in(&answer)[0][0].clone().unwrap_or_default()
+}
+
+#[track_caller]
+fn fatal(client: &mut RawClient) -> ServerError {
+    let messages = client.read_to_end();
+    error_in(&messages).expect("the reason")
+}
+
+/// Rows as text, a column each.
+#[track_caller]
+fn look(node: &Cluster, database: &str, sql: &str) -> Vec<String> {
+    let mut client = node.connect(OWNER, database);
+    texts(&mut client, sql)
+}
+
+#[track_caller]
+fn texts(client: &mut Client, sql: &str) -> Vec<String> {
+    let answer = client.simple_query(sql);
+    let answer = answer.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    answer
+        .iter()
+        .filter_map(|message| match message {
+            postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("NULL").to_owned()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Waits until a query gives these rows.
+#[track_caller]
+fn wait_for_rows(node: &Cluster, database: &str, sql: &str, expected: &[&str]) {
+    let mut client = node.connect(OWNER, database);
+    let mut seen = Vec::new();
+    let came = within(Duration::from_secs(20), || {
+        seen = texts(&mut client, sql);
+        seen == expected
+    });
+    assert!(came, "{sql}\n  gives {seen:?}\n  and not {expected:?}\n{}", node.log());
+}
+
+/// The chain of the primary's rows holds, and each spool's events are there once and in order.
+#[track_caller]
+fn audit_holds(primary: &Cluster, database: &str) {
+    let mut client = primary.connect(OWNER, database);
+    client.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    assert_eq!(
+        texts(
+            &mut client,
+            "SELECT ok || COALESCE(detail, '') FROM impersonate.audit_verify()"
+        ),
+        ["true"]
+    );
+    let odd = texts(
+        &mut client,
+        "SELECT format('%s: %s rows, positions %s to %s', node, count(*), min(p), max(p))
+           FROM (SELECT node, (detail->>'node_position')::bigint AS p FROM impersonate.audit
+                  WHERE detail ? 'node_position') a
+          GROUP BY node HAVING count(*) <> max(p) OR count(DISTINCT p) <> max(p) OR min(p) <> 1",
+    );
+    assert_eq!(odd, [""; 0]);
+}
+
+/// No process of a node has crashed.
+#[track_caller]
+fn no_crash(node: &Cluster) {
+    for sign in ["was terminated by signal", "PANIC", "TRAP"] {
+        assert!(!node.log().contains(sign), "{}", node.log());
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------------- N1 ---
+
+#[test]
+fn n1_rights_arrive_by_replication_and_what_is_done_reaches_the_primary() {
+    let stage = Stage::new();
+    let north = stage.standby("north");
+    let mut session = stage.raw(&north);
+    assert_eq!(value(&mut session, "SELECT setuser('bob', reason => 'INC-1')"), "bob");
+    assert_eq!(
+        value(&mut session, "SELECT current_user || ' ' || session_user"),
+        "bob imp"
+    );
+    assert_eq!(value(&mut session, "SELECT count(*) FROM t"), "10");
+    assert_eq!(
+        look(
+            &north,
+            &stage.database,
+            "SELECT impersonator || ' ' || target FROM impersonate.active"
+        ),
+        ["imp bob"]
+    );
+    // Writing is the server's to refuse, and on record like anything else.
+    assert_eq!(
+        error_in(&session.simple("INSERT INTO t VALUES (1)")).unwrap().code,
+        "25006"
+    );
+    ok(&mut session, "SELECT setuser()");
+    // The other doors.
+    ok(&mut session, "SET impersonate.target = 'bob'");
+    assert_eq!(value(&mut session, "SELECT current_user"), "bob");
+    ok(&mut session, "RESET impersonate.target");
+    ok(&mut session, "BEGIN; SELECT setuser('bob', local => true)");
+    ok(&mut session, "COMMIT");
+    assert_eq!(value(&mut session, "SELECT current_user"), "imp");
+    // What is refused on the primary is refused here.
+    assert_eq!(
+        error_in(&session.simple("SELECT setuser('carol')")).unwrap().code,
+        "42501"
+    );
+    stage.admin("GRANT \"SET USER\" (carol) TO imp");
+    stage.primary.wait_for(&north);
+    assert_eq!(value(&mut session, "SELECT setuser('carol')"), "carol");
+    drop(session);
+
+    wait_for_rows(
+        &stage.primary,
+        &stage.database,
+        "SELECT event || COALESCE(' ' || left(statement, 40), '') FROM impersonate.audit
+          WHERE node = 'north' AND detail->>'phase' IS DISTINCT FROM 'begun'
+          ORDER BY event_id",
+        &[
+            "SETUSER SELECT setuser('bob')",
+            "STATEMENT SELECT current_user || ' ' || session_us",
+            "STATEMENT SELECT count(*) FROM t",
+            "STATEMENT INSERT INTO t VALUES (1)",
+            "RESETUSER SELECT setuser()",
+            "SETUSER SET impersonate.target = 'bob'",
+            "STATEMENT SELECT current_user",
+            "RESETUSER RESET impersonate.target",
+            "SETUSER SELECT setuser('bob')",
+            "STATEMENT COMMIT",
+            "RESETUSER",
+            "DENIED SELECT setuser('carol')",
+            "SETUSER SELECT setuser('carol')",
+            "RESETUSER",
+        ],
+    );
+    audit_holds(&stage.primary, &stage.database);
+    assert_eq!(
+        look(
+            &stage.primary,
+            &stage.database,
+            "SELECT DISTINCT COALESCE(node, '-') FROM impersonate.audit ORDER BY 1"
+        ),
+        ["north", "primary"]
+    );
+    no_crash(&north);
+    no_crash(&stage.primary);
+}
+
+#[test]
+fn n1_a_replayed_role_change_ends_the_connection_also_an_idle_one() {
+    let stage = Stage::new();
+    let north = stage.standby("north");
+    let (mut idle, mut busy, mut spared) = (stage.raw(&north), stage.raw(&north), stage.raw(&north));
+    for session in [&mut idle, &mut busy] {
+        ok(session, "SELECT setuser('bob')");
+    }
+    ok(&mut spared, "SELECT setuser('imp')");
+    busy.query("SELECT pg_sleep(60)");
+    busy.flush();
+    // What keeps the criteria passes.
+    stage.admin("GRANT spare TO imp");
+    stage.primary.wait_for(&north);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(
+        look(&north, &stage.database, "SELECT count(*)::text FROM impersonate.active"),
+        ["3"]
+    );
+    let began = Instant::now();
+    stage.admin("REVOKE spare FROM imp; GRANT spare TO bob");
+    for session in [&mut idle, &mut busy] {
+        let error = fatal(session);
+        assert_eq!((error.code.as_str(), error.severity.as_str()), ("57P01", "FATAL"));
+        let detail = error.detail.unwrap();
+        assert!(
+            detail.contains("may no longer act as role \"bob\"") && detail.contains("spare"),
+            "{detail}"
+        );
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(value(&mut spared, "SELECT current_user"), "imp");
+    wait_for_rows(
+        &stage.primary,
+        &stage.database,
+        "SELECT concat_ws(' ', event, session_user_name, user_name, sqlstate, detail->>'criterion', detail->>'cause')
+           FROM impersonate.audit WHERE node = 'north' AND event IN ('TERMINATED', 'RESETUSER') ORDER BY event, event_id",
+        &[
+            "RESETUSER imp bob 00000 terminated",
+            "RESETUSER imp bob 00000 terminated",
+            "TERMINATED imp bob 57P01 A2 replayed",
+            "TERMINATED imp bob 57P01 A2 replayed",
+        ],
+    );
+    // The right itself, a role that is dropped, one that expires by itself.
+    stage.admin(
+        "REVOKE spare FROM bob; CREATE ROLE dora LOGIN; CREATE ROLE emil LOGIN; GRANT \"SET USER\" (dora, emil) TO imp",
+    );
+    for (target, change) in [
+        ("bob", "REVOKE \"SET USER\" (bob) FROM imp"),
+        ("dora", "DROP ROLE dora"),
+        ("emil", "ALTER ROLE emil VALID UNTIL 'now'"),
+    ] {
+        stage.primary.wait_for(&north);
+        let mut session = stage.raw(&north);
+        ok(&mut session, &format!("SELECT setuser('{target}')"));
+        stage.admin(change);
+        assert_eq!(fatal(&mut session).code, "57P01", "{change}");
+    }
+    stage.admin("CREATE ROLE finn LOGIN; GRANT \"SET USER\" (finn) TO imp");
+    stage.admin(&format!(
+        "ALTER ROLE finn VALID UNTIL '{}'",
+        in_seconds(&stage.primary, 3)
+    ));
+    stage.primary.wait_for(&north);
+    let mut session = stage.raw(&north);
+    ok(&mut session, "SELECT setuser('finn')");
+    assert_eq!(fatal(&mut session).code, "57P01");
+    no_crash(&north);
+}
+
+fn in_seconds(node: &Cluster, seconds: u32) -> String {
+    let query = format!("SELECT (clock_timestamp() + interval '{seconds} s')::text");
+    look(node, OWNER, &query).remove(0)
+}
+
+#[test]
+fn n2_the_way_to_the_primary_is_nobody_elses_business() {
+    let node = Cluster::start_new();
+    let database = node.database("secret").name;
+    node.connect(OWNER, OWNER).batch_execute("CREATE ROLE anybody LOGIN").unwrap();
+    node.set("impersonate.primary_conninfo", "host=/nowhere user=shipper password=s3cr3t");
+    node.reload();
+    wait_until("it counts", || {
+        look(&node, &database, "SHOW impersonate.primary_conninfo")[0].contains("s3cr3t")
+    });
+    node.set("impersonate.primary_conninfo", "host='s3cr3t");
+    node.reload();
+    let changed = "parameter \"impersonate.primary_conninfo\" changed";
+    wait_until("it counts", || node.log().matches(changed).count() == 2);
+    assert!(!node.log().contains("s3cr3t"), "{}", node.log());
+    let mut anybody = node.connect("anybody", &database);
+    assert_eq!(fails_with("42501", anybody.batch_execute("SHOW impersonate.primary_conninfo")).severity, "ERROR");
+    let shown = "SELECT name FROM pg_settings WHERE setting LIKE '%s3cr3t%'";
+    assert!(texts(&mut anybody, shown).is_empty());
+    for sql in [
+        "SELECT * FROM impersonate.audit_spool",
+        "SELECT * FROM impersonate.audit_spooled()",
+        "SELECT * FROM impersonate.audit_node",
+        "SELECT * FROM impersonate.active_nodes",
+        "SELECT impersonate.retire_node('x')",
+        "SELECT impersonate.audit_receive('x', '1', '00000000-0000-0000-0000-000000000001', '')",
+        "SELECT impersonate.report_node('x', '1', '[]')",
+    ] {
+        fails_with("42501", anybody.batch_execute(sql));
+    }
+}
+
+#[test]
+fn n2_a_standby_without_a_name_says_what_to_do() {
+    let stage = Stage::new();
+    let nameless = stage.standby("");
+    let mut session = stage.raw(&nameless);
+    let error = error_in(&session.simple("SELECT setuser('bob')")).unwrap();
+    assert_eq!(error.code, "55000");
+    assert!(
+        error.hint.unwrap().contains("impersonate.node_name"),
+        "{}",
+        error.message
+    );
+    assert_eq!(value(&mut session, "SELECT current_user"), "imp");
+    nameless.set("impersonate.node_name", "named");
+    nameless.reload();
+    wait_until("the name counts", || {
+        error_in(&session.simple("SELECT setuser('bob')")).is_none()
+    });
+}
+
+// ----------------------------------------------------------------------------------------------------------------- N2 ---
+
+/// The events of a spool on a standby: position, and what it is.
+fn spooled(node: &Cluster, database: &str) -> Vec<String> {
+    look(
+        node,
+        database,
+        "SELECT \"position\" || ' ' || concat_ws(' ', event->>'event', event->>'statement') FROM impersonate.audit_spooled()
+          ORDER BY \"position\"",
+    )
+}
+
+fn segments(node: &Cluster) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let databases = fs::read_dir(node.data().join("impersonate_spool"))
+        .into_iter()
+        .flatten();
+    for database in databases {
+        for entry in fs::read_dir(database.unwrap().path()).unwrap() {
+            found.push(entry.unwrap().path());
+        }
+    }
+    found.sort();
+    found
+}
+
+/// What sessions did, by the ids that they put into their statements: each has its row once.
+struct Done(Vec<String>);
+
+impl Done {
+    /// A session that acts as bob and runs so many statements of its own, until one fails.
+    fn work(&mut self, stage: &Stage, node: &Cluster, name: &str, count: usize) {
+        let mut session = stage.raw(node);
+        if error_in(&session.simple("SELECT setuser('bob')")).is_some() {
+            return;
+        }
+        for number in 0..count {
+            let statement = format!("SELECT '{name}-{number}'");
+            session.query(&statement);
+            if session.try_flush().is_err() {
+                return;
+            }
+            loop {
+                match session.try_read() {
+                    Ok(Message::DataRow(_)) => self.0.push(statement.clone()),
+                    Ok(Message::ReadyForQuery(_)) => break,
+                    Ok(_) => (),
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+
+    /// Every statement whose result was seen has its row in the audit, once.
+    #[track_caller]
+    fn is_in(&self, primary: &Cluster, database: &str) {
+        let rows = look(
+            primary,
+            database,
+            "SELECT statement FROM impersonate.audit
+              WHERE event = 'STATEMENT' AND statement LIKE 'SELECT ''%-%' AND detail->>'phase' = 'begun'",
+        );
+        for statement in &self.0 {
+            let count = rows.iter().filter(|row| *row == statement).count();
+            assert_eq!(count, 1, "{statement}");
+        }
+        let mut unique = rows.clone();
+        unique.sort();
+        unique.dedup();
+        assert_eq!(unique.len(), rows.len(), "none is there twice");
+    }
+}
+
+#[test]
+fn n2_events_wait_in_the_spool_while_the_primary_is_out_of_reach() {
+    let mut stage = Stage::new();
+    let mut north = stage.standby("north");
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "a", 3);
+    let on_primary = "SELECT count(*)::text FROM impersonate.audit WHERE node = 'north' AND detail->>'phase' = 'begun'";
+    wait_for_rows(&stage.primary, &stage.database, on_primary, &["3"]);
+    stage.primary.stop();
+    done.work(&stage, &north, "b", 3);
+    wait_until("the end is on record", || {
+        spooled(&north, &stage.database)
+            .last()
+            .is_some_and(|last| last.ends_with("RESETUSER"))
+    });
+    let events = spooled(&north, &stage.database);
+    assert!(
+        events.iter().any(|event| event.ends_with("STATEMENT SELECT 'b-2'")),
+        "{events:?}"
+    );
+    let waiting =
+        "SELECT (waiting_events > 0 AND waiting_since IS NOT NULL AND NOT connected AND last_error IS NOT NULL)::text
+                     FROM impersonate.audit_spool WHERE own";
+    wait_for_rows(&north, &stage.database, waiting, &["true"]);
+    // Neither a restart nor a crash of the standby loses any.
+    north.restart();
+    north.kill();
+    north.start();
+    assert_eq!(spooled(&north, &stage.database), events);
+    done.work(&stage, &north, "c", 3);
+    stage.primary.start();
+    wait_for_rows(&stage.primary, &stage.database, on_primary, &["9"]);
+    done.is_in(&stage.primary, &stage.database);
+    audit_holds(&stage.primary, &stage.database);
+    wait_for_rows(
+        &north,
+        &stage.database,
+        "SELECT waiting_events || ' ' || connected FROM impersonate.audit_spool WHERE own",
+        &["0 true"],
+    );
+    no_crash(&stage.primary);
+}
+
+#[test]
+fn n2_whoever_is_killed_while_events_are_sent_none_is_lost_and_none_is_there_twice() {
+    let rounds = std::env::var("STANDBY_ROUNDS").map_or(5, |rounds| rounds.parse().unwrap());
+    let mut stage = Stage::new();
+    let north = stage.standby("north");
+    let south = stage.standby("south");
+    let mut done = Done(Vec::new());
+    for round in 0..rounds {
+        for node in [&north, &south] {
+            done.work(&stage, node, &format!("r{round}x"), 10);
+        }
+        let mut more = Done(Vec::new());
+        std::thread::scope(|scope| {
+            let (stage, north, south) = (&stage, &north, &south);
+            let worker = scope.spawn(move || {
+                let mut done = Done(Vec::new());
+                done.work(stage, north, &format!("r{round}y"), 60);
+                done.work(stage, south, &format!("r{round}z"), 60);
+                done
+            });
+            for node in [north, south] {
+                std::thread::sleep(Duration::from_millis(37 * (round as u64 % 7)));
+                let shippers =
+                    "SELECT pid::text FROM pg_stat_activity WHERE backend_type = 'impersonate audit shipper'";
+                // By its own means, and on the primary the backend that serves it.
+                for pid in look(node, &stage.database, shippers) {
+                    look(node, OWNER, &format!("SELECT pg_terminate_backend({pid})::text"));
+                }
+                look(
+                    &stage.primary,
+                    OWNER,
+                    "SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE usename = 'shipper'",
+                );
+            }
+            more = worker.join().unwrap();
+        });
+        done.0.append(&mut more.0);
+        if round % 3 == 1 {
+            stage.primary.kill();
+            stage.primary.start();
+        }
+    }
+    assert!(done.0.len() > 20 * rounds);
+    for node in [&north, &south] {
+        wait_for_rows(
+            node,
+            &stage.database,
+            "SELECT waiting_events::text FROM impersonate.audit_spool WHERE own",
+            &["0"],
+        );
+    }
+    // The same statement was run on two nodes.
+    let mut client = stage.primary.connect(OWNER, &stage.database);
+    for node in ["north", "south"] {
+        let own = |statement: &&String| match node {
+            "north" => !statement.contains('z'),
+            _ => !statement.contains('y'),
+        };
+        let rows = texts(
+            &mut client,
+            &format!(
+                "SELECT statement FROM impersonate.audit
+                  WHERE node = '{node}' AND event = 'STATEMENT' AND detail->>'phase' = 'begun'"
+            ),
+        );
+        for statement in done.0.iter().filter(own) {
+            assert_eq!(
+                rows.iter().filter(|row| *row == statement).count(),
+                1,
+                "{node}: {statement}"
+            );
+        }
+    }
+    audit_holds(&stage.primary, &stage.database);
+    no_crash(&north);
+    no_crash(&south);
+}
+
+#[test]
+fn n2_a_promotion_under_load_loses_nothing_and_doubles_nothing() {
+    let mut stage = Stage::new();
+    let north = stage.standby("north");
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "a", 20);
+    // What of it has reached the primary, and come back, is left to chance; the rest is there alone.
+    std::thread::scope(|scope| {
+        let (stage, north) = (&mut stage, &north);
+        let (database, name) = (stage.database.clone(), OWNER);
+        let workers: Vec<_> = (0..3)
+            .map(|number| {
+                let database = database.clone();
+                scope.spawn(move || {
+                    let mut seen = Vec::new();
+                    let mut session = RawClient::connect(north, "imp", &database);
+                    ok(&mut session, "SELECT setuser('bob')");
+                    for at in 0..150 {
+                        let statement = format!("SELECT 'p{number}-{at}'");
+                        ok(&mut session, &statement);
+                        seen.push(statement);
+                    }
+                    seen
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(300));
+        stage.primary.kill();
+        std::thread::sleep(Duration::from_millis(200));
+        let mut client = north.connect(name, name);
+        let promoted: bool = client.query_one("SELECT pg_promote()", &[]).unwrap().get(0);
+        assert!(promoted);
+        for worker in workers {
+            done.0.append(&mut worker.join().unwrap());
+        }
+    });
+    assert!(done.0.len() >= 470);
+    // The new primary goes on with the table, and its own spool is taken in and gone.
+    wait_for_rows(
+        &north,
+        &stage.database,
+        "SELECT count(*)::text FROM impersonate.audit_spool",
+        &["0"],
+    );
+    assert!(segments(&north).is_empty(), "{:?}", segments(&north));
+    done.is_in(&north, &stage.database);
+    audit_holds(&north, &stage.database);
+    // The name may be that of a standby again.
+    assert_eq!(
+        look(
+            &north,
+            &stage.database,
+            "SELECT (retired_at IS NOT NULL)::text FROM impersonate.audit_node"
+        ),
+        ["true"]
+    );
+    let mut session = stage.raw(&north);
+    ok(&mut session, "SELECT setuser('bob')");
+    ok(&mut session, "INSERT INTO t VALUES (11)");
+    no_crash(&north);
+}
+
+#[test]
+fn n2_a_full_spool_makes_statements_fail_and_loses_nothing() {
+    let stage = Stage::new();
+    // Nowhere to send to.
+    let north = stage.standby_with(
+        "north",
+        &[
+            ("impersonate.audit_spool_limit", "1MB"),
+            ("impersonate.audit_queue_size", "64kB"),
+            ("impersonate.primary_conninfo", "host=/nowhere user=shipper"),
+        ],
+    );
+    let mut session = stage.raw(&north);
+    ok(&mut session, "SELECT setuser('bob')");
+    let long = "x".repeat(3000);
+    let mut seen = 0;
+    let error = loop {
+        match error_in(&session.simple(&format!("SELECT {seen}, '{long}'"))) {
+            None => seen += 1,
+            Some(error) => break error,
+        }
+        assert!(seen < 1000, "the limit doesn't count");
+    };
+    assert_eq!(error.code, "55000");
+    assert!(error.detail.unwrap().contains("impersonate.audit_spool_limit"));
+    assert!(seen > 50, "{seen}");
+    // Those who impersonate nobody are not touched.
+    let mut plain = stage.raw(&north);
+    assert_eq!(value(&mut plain, "SELECT current_user"), "imp");
+    assert!(error_in(&plain.simple("SELECT setuser('bob')")).is_some());
+    // As soon as it can be sent, they go on.
+    north.set("impersonate.primary_conninfo", &stage.primary.conninfo("shipper"));
+    north.set("impersonate.audit_spool_limit", "4MB");
+    north.reload();
+    wait_until("statements run again", || {
+        error_in(&session.simple("SELECT 'again'")).is_none()
+    });
+    drop((session, plain));
+    let begun = "SELECT count(DISTINCT split_part(split_part(statement, ' ', 2), ',', 1))::text FROM impersonate.audit
+                  WHERE node = 'north' AND statement LIKE 'SELECT %xxx%' AND sqlstate = '00000'";
+    // The one that failed began, or didn't.
+    wait_until("all are on the primary", || {
+        let count: usize = look(&stage.primary, &stage.database, begun)[0].parse().unwrap();
+        count == seen || count == seen + 1
+    });
+    audit_holds(&stage.primary, &stage.database);
+    no_crash(&north);
+}

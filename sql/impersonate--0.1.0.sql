@@ -443,9 +443,9 @@ COMMENT ON FUNCTION impersonate.retire_node(text) IS
     'takes nothing more of the audit spool that a standby of this name has sent of, so that it may begin another';
 REVOKE ALL ON FUNCTION impersonate.retire_node(text) FROM PUBLIC;
 
-CREATE FUNCTION impersonate.node_name() RETURNS text
-    LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'node_name_wrapper';
-COMMENT ON FUNCTION impersonate.node_name() IS 'the name of this server in the audit: impersonate.node_name, or cluster_name';
+CREATE FUNCTION impersonate.this_node() RETURNS text
+    LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'this_node_wrapper';
+COMMENT ON FUNCTION impersonate.this_node() IS 'the name of this server in the audit: impersonate.node_name, or cluster_name';
 
 CREATE FUNCTION impersonate.audit_spools(
     OUT datid oid, OUT node text, OUT system_identifier text, OUT spool_id uuid, OUT own boolean, OUT segments bigint,
@@ -506,9 +506,9 @@ CREATE VIEW impersonate.active_nodes AS
       FROM impersonate.node_report r,
            LATERAL jsonb_to_recordset(r.active) a(database text, pid integer, impersonator text, target text,
                since timestamptz, reason text, impersonation_id uuid)
-     WHERE r.node IS DISTINCT FROM impersonate.node_name()
+     WHERE r.node IS DISTINCT FROM impersonate.this_node()
     UNION ALL
-    SELECT impersonate.node_name(), a.database, a.pid, a.impersonator, a.target, a.since, a.reason,
+    SELECT impersonate.this_node(), a.database, a.pid, a.impersonator, a.target, a.since, a.reason,
            a.impersonation_id, clock_timestamp()
       FROM impersonate.active a
      WHERE a.database = current_database();
@@ -1000,6 +1000,16 @@ CREATE FUNCTION impersonate.help(OUT name text, OUT kind text, OUT meaning text,
         ('impersonate.audit_restored', 'table', $$SELECT DISTINCT origin, dumped_at FROM impersonate.audit_restored$$),
         ('impersonate.audit_status', 'view', $$SELECT * FROM impersonate.audit_status$$),
         ('impersonate.audit_metrics', 'view', $$SELECT * FROM impersonate.audit_metrics$$),
+        ('impersonate.audit_spool', 'view', $$SELECT * FROM impersonate.audit_spool$$),
+        ('impersonate.audit_spooled', 'function', $$SELECT * FROM impersonate.audit_spooled()$$),
+        ('impersonate.audit_node', 'table', $$SELECT node, position, received_at FROM impersonate.audit_node$$),
+        ('impersonate.active_nodes', 'view', $$SELECT node, impersonator, target, since FROM impersonate.active_nodes$$),
+        ('impersonate.this_node', 'function', $$SELECT impersonate.this_node()$$),
+        ('impersonate.retire_node', 'function', $$SELECT impersonate.retire_node('north')$$),
+        ('impersonate.audit_receive', 'function',
+         $$GRANT EXECUTE ON FUNCTION impersonate.audit_receive, impersonate.report_node TO anna$$),
+        ('impersonate.report_node', 'function',
+         $$GRANT EXECUTE ON FUNCTION impersonate.report_node, impersonate.audit_receive TO anna$$),
         ('impersonate.library_version', 'function', $$SELECT impersonate.library_version()$$),
         ('impersonate.help', 'function', $$SELECT name, meaning FROM impersonate.help() WHERE kind = 'setting'$$),
         ('impersonate.target', 'setting', $$SET impersonate.target = 'bob'$$),
@@ -1023,7 +1033,11 @@ CREATE FUNCTION impersonate.help(OUT name text, OUT kind text, OUT meaning text,
         ('impersonate.audit_destination', 'setting', $$ALTER SYSTEM SET impersonate.audit_destination = 'both'$$),
         ('impersonate.audit_queue_size', 'setting', $$ALTER SYSTEM SET impersonate.audit_queue_size = '16MB'$$),
         ('impersonate.audit_queues', 'setting', $$ALTER SYSTEM SET impersonate.audit_queues = 32$$),
-        ('impersonate.audit_writer_idle', 'setting', $$ALTER SYSTEM SET impersonate.audit_writer_idle = '1min'$$)
+        ('impersonate.audit_writer_idle', 'setting', $$ALTER SYSTEM SET impersonate.audit_writer_idle = '1min'$$),
+        ('impersonate.node_name', 'setting', $$ALTER SYSTEM SET impersonate.node_name = 'north'$$),
+        ('impersonate.primary_conninfo', 'setting',
+         $$ALTER SYSTEM SET impersonate.primary_conninfo = 'host=primary.example.com user=shipper'$$),
+        ('impersonate.audit_spool_limit', 'setting', $$ALTER SYSTEM SET impersonate.audit_spool_limit = '4GB'$$)
         ) v),
     member(name, meaning) AS (
         SELECT CASE n.nspname WHEN 'pg_catalog' THEN '' ELSE n.nspname || '.' END || COALESCE(p.proname, c.relname),

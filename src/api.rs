@@ -585,9 +585,9 @@ fn may_send(node: Option<&[u8]>, system_identifier: Option<&[u8]>) {
     }
 }
 
-/// `impersonate.node_name`: NULL when this node has none.
+/// `impersonate.this_node`: NULL when this node has no name.
 #[pg_extern(stable, parallel_safe)]
-fn node_name() -> Option<Vec<u8>> {
+fn this_node() -> Option<Vec<u8>> {
     audit::node::name()
 }
 

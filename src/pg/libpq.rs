@@ -48,8 +48,8 @@ struct Api {
 }
 
 const CONNECTION_OK: c_int = 0;
+const CONNECTION_BAD: c_int = 1;
 const POLLING_FAILED: c_int = 0;
-const POLLING_READING: c_int = 1;
 const POLLING_WRITING: c_int = 2;
 const POLLING_OK: c_int = 3;
 const COMMAND_OK: c_int = 1;
@@ -82,6 +82,7 @@ fn failed(message: impl Into<String>) -> Trouble {
     }
 }
 
+#[allow(clippy::missing_transmute_annotations)] // The field's type says what each is.
 fn load() -> Option<Api> {
     // SAFETY: the path of the server's libraries is a C string that never changes.
     let folder = unsafe { CStr::from_ptr((&raw const pg_sys::pkglib_path).cast()) };
@@ -215,7 +216,7 @@ impl Connection {
         let mut state = POLLING_WRITING;
         loop {
             // SAFETY: a connection that is being made.
-            if unsafe { (api.status)(conn) } == 1 {
+            if unsafe { (api.status)(conn) } == CONNECTION_BAD {
                 return Err(connection.trouble());
             }
             connection.wait(state != POLLING_WRITING, state == POLLING_WRITING, until)?;
@@ -224,7 +225,6 @@ impl Connection {
             match state {
                 POLLING_OK => break,
                 POLLING_FAILED => return Err(connection.trouble()),
-                POLLING_READING | POLLING_WRITING => (),
                 _ => (),
             }
         }

@@ -27,7 +27,7 @@ CREATE VIEW callable AS
        AND COALESCE(p.proname, c.relname) NOT IN (
            'live_grants', 'active_impersonations', 'audit_queues',
            'dumped_grants', 'dumped_project_content', 'dumped_project_members',
-           'set_config', 'stamp_role', 'existing_project', 'require_library',
+           'set_config', 'stamp_role', 'audit_spools', 'may_send', 'node_report', 'existing_project', 'require_library',
            'set_user_grant', 'grant_access', 'project_list', 'project_content', 'project_member', 'audit_state')
        AND c.relkind IS DISTINCT FROM 'S';
 -- Without a line in help(), or with one that is for something else: none.

@@ -497,6 +497,7 @@ impl Cluster {
             folder,
             port: 5432,
             server: None,
+            environment: self.environment.clone(),
         };
         standby.set("unix_socket_directories", &standby.folder.display().to_string());
         standby.set("listen_addresses", "");

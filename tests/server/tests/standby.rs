@@ -27,7 +27,9 @@ impl Stage {
         let mut builder = Cluster::builder()
             .setting("cluster_name", "primary")
             .setting("max_worker_processes", "16")
-            .setting("wal_receiver_status_interval", "1s");
+            .setting("wal_receiver_status_interval", "1s")
+            // A base backup of a standby asks for it.
+            .setting("full_page_writes", "on");
         for (name, value) in settings {
             builder = builder.setting(name, value);
         }
@@ -309,8 +311,13 @@ fn in_seconds(node: &Cluster, seconds: u32) -> String {
 fn n2_the_way_to_the_primary_is_nobody_elses_business() {
     let node = Cluster::start_new();
     let database = node.database("secret").name;
-    node.connect(OWNER, OWNER).batch_execute("CREATE ROLE anybody LOGIN").unwrap();
-    node.set("impersonate.primary_conninfo", "host=/nowhere user=shipper password=s3cr3t");
+    node.connect(OWNER, OWNER)
+        .batch_execute("CREATE ROLE anybody LOGIN")
+        .unwrap();
+    node.set(
+        "impersonate.primary_conninfo",
+        "host=/nowhere user=shipper password=s3cr3t",
+    );
     node.reload();
     wait_until("it counts", || {
         look(&node, &database, "SHOW impersonate.primary_conninfo")[0].contains("s3cr3t")
@@ -321,7 +328,10 @@ fn n2_the_way_to_the_primary_is_nobody_elses_business() {
     wait_until("it counts", || node.log().matches(changed).count() == 2);
     assert!(!node.log().contains("s3cr3t"), "{}", node.log());
     let mut anybody = node.connect("anybody", &database);
-    assert_eq!(fails_with("42501", anybody.batch_execute("SHOW impersonate.primary_conninfo")).severity, "ERROR");
+    assert_eq!(
+        fails_with("42501", anybody.batch_execute("SHOW impersonate.primary_conninfo")).severity,
+        "ERROR"
+    );
     let shown = "SELECT name FROM pg_settings WHERE setting LIKE '%s3cr3t%'";
     assert!(texts(&mut anybody, shown).is_empty());
     for sql in [
@@ -659,5 +669,232 @@ fn n2_a_full_spool_makes_statements_fail_and_loses_nothing() {
         count == seen || count == seen + 1
     });
     audit_holds(&stage.primary, &stage.database);
+    no_crash(&north);
+}
+
+#[test]
+fn n2_what_does_not_follow_is_refused_with_what_to_do() {
+    let stage = Stage::new();
+    let mut north = stage.standby("north");
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "a", 3);
+    let arrived = "SELECT max(position)::text FROM impersonate.audit_node WHERE node = 'north'";
+    wait_for_rows(&stage.primary, &stage.database, arrived, &["8"]);
+    let system = look(
+        &stage.primary,
+        OWNER,
+        "SELECT system_identifier::text FROM pg_control_system()",
+    )
+    .remove(0);
+    let records = fs::read(&segments(&north)[0]).unwrap()[512..].to_vec();
+    let mut shipper = stage.primary.connect("shipper", &stage.database);
+    let mut receive = |node: &str, system: &str, spool: u8, records: &[u8]| {
+        let packed: String = [&[1, 0, 0, 0, 0, 0, 0, 0], records]
+            .concat()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let spool = format!("{spool:02}").repeat(16);
+        let answer = shipper.simple_query(&format!(
+            "SELECT impersonate.audit_receive('{node}', '{system}', '{spool}', '\\x{packed}')"
+        ));
+        answer.map(|rows| {
+            rows.iter().find_map(|row| match row {
+                postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                _ => None,
+            })
+        })
+    };
+    let first = 56 + u32::from_le_bytes(records[..4].try_into().unwrap()) as usize;
+    let first = first.next_multiple_of(8);
+    fails_with("55000", receive("x", "1", 1, &[]));
+    fails_with("55000", receive("primary", &system, 1, &[]));
+    fails_with("22023", receive("", &system, 1, &[]));
+    let error = fails_with("55000", receive("north", &system, 1, &[]));
+    assert!(
+        error.hint.unwrap().contains("impersonate.retire_node"),
+        "{}",
+        error.message
+    );
+    let mut broken = records.clone();
+    broken[first / 2] ^= 1;
+    fails_with("22P03", receive("x", &system, 2, &broken));
+    fails_with("22P03", receive("x", &system, 2, &records[..first - 9]));
+    // A gap at the beginning, then what is whole, twice, then a gap behind it.
+    fails_with("55000", receive("x", &system, 2, &records[first..]));
+    assert_eq!(
+        receive("x", &system, 2, &records[..first]).unwrap().as_deref(),
+        Some("1")
+    );
+    assert_eq!(receive("x", &system, 2, &records).unwrap().as_deref(), Some("8"));
+    assert_eq!(receive("x", &system, 2, &records).unwrap().as_deref(), Some("8"));
+    assert_eq!(receive("x", &system, 2, &[]).unwrap().as_deref(), Some("8"));
+    // Whole records of another spool don't follow.
+    let south = stage.standby("south");
+    done.work(&stage, &south, "b", 5);
+    wait_until("south's are on disk", || segments(&south).len() == 1);
+    let others = fs::read(&segments(&south)[0]).unwrap()[512..].to_vec();
+    let error = fails_with("55000", receive("x", &system, 2, &others));
+    assert!(error.message.contains("not those that it had"), "{error:?}");
+    let packed: String = [1, 0, 0, 0, 0, 0, 0, 0]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut reader = south.connect(OWNER, &stage.database);
+    let call = format!(
+        "SELECT impersonate.audit_receive('y', '{system}', '{}', '\\x{packed}')",
+        "03".repeat(16)
+    );
+    fails_with("25006", reader.batch_execute(&call));
+
+    // A standby that is made anew under its name begins another spool.
+    north.stop();
+    drop(north);
+    let north = stage.standby("north");
+    done.work(&stage, &north, "c", 3);
+    wait_for_rows(
+        &north,
+        &stage.database,
+        "SELECT (last_error LIKE '%another audit spool%retire_node%')::text FROM impersonate.audit_spool WHERE own",
+        &["true"],
+    );
+    assert_eq!(
+        look(
+            &stage.primary,
+            &stage.database,
+            "SELECT impersonate.retire_node('north')::text"
+        ),
+        ["true"]
+    );
+    assert_eq!(
+        look(
+            &stage.primary,
+            &stage.database,
+            "SELECT impersonate.retire_node('north')::text"
+        ),
+        ["false"]
+    );
+    let both = "SELECT position || ' ' || (retired_at IS NOT NULL) FROM impersonate.audit_node WHERE node = 'north' ORDER BY 1";
+    wait_for_rows(&stage.primary, &stage.database, both, &["8 false", "8 true"]);
+    let on_record = "SELECT detail->>'retired' FROM impersonate.audit WHERE event = 'NODE'";
+    assert_eq!(look(&stage.primary, &stage.database, on_record), ["north", "north"]);
+    assert_eq!(
+        look(
+            &stage.primary,
+            &stage.database,
+            "SELECT ok::text FROM impersonate.audit_verify()"
+        ),
+        ["true"]
+    );
+    no_crash(&stage.primary);
+    no_crash(&north);
+}
+
+#[test]
+fn n2_a_standby_of_a_standby_sends_to_the_primary_and_leaves_the_others_spool_alone() {
+    let stage = Stage::new();
+    let mut north = stage.standby_with(
+        "north",
+        &[("impersonate.primary_conninfo", "host=/nowhere user=shipper")],
+    );
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "a", 3);
+    // With north's spool in it, not sent yet.
+    let conninfo = stage.primary.conninfo("shipper");
+    let below = north.standby("below", &[("impersonate.primary_conninfo", &conninfo)]);
+    done.work(&stage, &below, "b", 3);
+    let arrived =
+        "SELECT node || ' ' || count(*) FROM impersonate.audit WHERE node <> 'primary' GROUP BY node ORDER BY 1";
+    wait_for_rows(&stage.primary, &stage.database, arrived, &["below 8"]);
+    wait_for_rows(
+        &below,
+        &stage.database,
+        "SELECT concat_ws(' ', node, own, newest_position, connected) FROM impersonate.audit_spool ORDER BY node",
+        &["below t 8 t", "north f f"],
+    );
+    assert_eq!(
+        below.log().matches("is that of node \"north\"").count(),
+        1,
+        "{}",
+        below.log()
+    );
+    // A role change reaches it through the one above.
+    let mut session = stage.raw(&below);
+    ok(&mut session, "SELECT setuser('bob')");
+    wait_for_rows(
+        &stage.primary,
+        &stage.database,
+        "SELECT concat_ws(' ', node, impersonator, target) FROM impersonate.active_nodes",
+        &["below imp bob"],
+    );
+    stage.admin("REVOKE \"SET USER\" FROM imp");
+    assert_eq!(fatal(&mut session).code, "57P01");
+    wait_for_rows(
+        &stage.primary,
+        &stage.database,
+        "SELECT node FROM impersonate.active_nodes",
+        &[],
+    );
+    // Promoted, it still leaves it alone; north's own events come from north, once it has a way.
+    north.set("impersonate.primary_conninfo", &conninfo);
+    north.restart();
+    wait_for_rows(&stage.primary, &stage.database, arrived, &["below 11", "north 8"]);
+    audit_holds(&stage.primary, &stage.database);
+    below.promote();
+    wait_for_rows(
+        &below,
+        &stage.database,
+        "SELECT concat_ws(' ', node, own) FROM impersonate.audit_spool ORDER BY node",
+        &["north f"],
+    );
+    audit_holds(&below, &stage.database);
+    no_crash(&below);
+}
+
+#[test]
+fn n2_a_damaged_spool_is_an_error_and_nothing_is_cut() {
+    let stage = Stage::new();
+    let mut north = stage.standby_with(
+        "north",
+        &[("impersonate.primary_conninfo", "host=/nowhere user=shipper")],
+    );
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "a", 3);
+    north.stop();
+    let file = segments(&north).remove(0);
+    let whole = fs::read(&file).unwrap();
+    let mut damaged = whole.clone();
+    damaged[512 + 70] ^= 1;
+    fs::write(&file, &damaged).unwrap();
+    north.start();
+    let mut session = stage.raw(&north);
+    let error = error_in(&session.simple("SELECT setuser('bob')")).unwrap();
+    assert_eq!(error.code, "55000");
+    assert!(error.detail.unwrap().contains("is damaged"), "{}", error.message);
+    assert_eq!(value(&mut session, "SELECT current_user"), "imp");
+    wait_for_rows(
+        &north,
+        &stage.database,
+        "SELECT (last_error LIKE '%is damaged%')::text FROM impersonate.audit_spool",
+        &["true"],
+    );
+    fails_with(
+        "XX001",
+        north
+            .connect(OWNER, &stage.database)
+            .batch_execute("SELECT * FROM impersonate.audit_spooled()"),
+    );
+    assert_eq!(fs::read(&file).unwrap(), damaged);
+    assert_eq!(segments(&north).len(), 1);
+    // What isn't acknowledged by anything later is a torn tail.
+    fs::write(&file, &whole[..whole.len() - 20]).unwrap();
+    wait_until("the spool can be used", || {
+        error_in(&session.simple("SELECT setuser('bob')")).is_none()
+    });
+    let positions: Vec<usize> = spooled(&north, &stage.database)
+        .iter()
+        .map(|event| event.split(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(positions, (1..=positions.len()).collect::<Vec<_>>());
     no_crash(&north);
 }

@@ -108,6 +108,28 @@ public class Doors {
         }
     }
 
+    // Many statements in one go, which the driver sends without waiting for each. None that gives rows may be among them.
+    static void batch(Connection connection, String login, String protocol) {
+        for (Door door : doors(login, "session").stream().filter(door -> !door.begin.startsWith("SELECT")).toList()) {
+            door(door.name + ", batch, " + protocol, login, found -> {
+                try (Statement statement = connection.createStatement()) {
+                    for (String sql : List.of(door.begin, "INSERT INTO seen (who) " + WITNESS, door.end,
+                            "INSERT INTO seen (who) " + WITNESS)) {
+                        statement.addBatch(sql);
+                    }
+                    statement.executeBatch();
+                }
+                try (Statement statement = connection.createStatement();
+                        ResultSet rows = statement.executeQuery("SELECT who FROM seen ORDER BY number")) {
+                    while (rows.next()) {
+                        found.add(rows.getString(1));
+                    }
+                }
+                run(connection, "TRUNCATE seen");
+            });
+        }
+    }
+
     static void refused(Connection connection, String name, String sql, String sqlstate, String hint)
             throws SQLException {
         List<Object> found = new ArrayList<>();
@@ -189,6 +211,7 @@ public class Doors {
                         }
                     } else {
                         lasting(connection, login, protocol);
+                        batch(connection, login, protocol);
                     }
                     if (!VIA.equals("transaction") && protocol.equals("extended")) {
                         parameters(connection, login);

@@ -11,3 +11,5 @@ ALTER ROLE tool SET impersonate.capture_set_role = on;
 INSERT INTO impersonate.user_mapping (external_name, role) VALUES ('bob@example.com', 'bob');
 CREATE TABLE bobs AS SELECT 'of bob' AS what;
 ALTER TABLE bobs OWNER TO bob;
+CREATE TABLE seen (number serial, who text);
+GRANT ALL ON seen, seen_number_seq TO alice, tool, bob;

@@ -61,6 +61,25 @@ def parameters(connection, login):
         told(door.name, found, there_and_back(login))
 
 
+def pipelined(connection, login):
+    """All sent before the first answer is read; up to a sync it is one transaction."""
+    for door in doors(login, "session") + doors(login, "local"):
+        found = []
+        try:
+            with connection.pipeline() as pipeline:
+                connection.execute(door.begin)
+                inside = connection.execute(WITNESS)
+                if door.end:
+                    connection.execute(door.end)
+                else:
+                    pipeline.sync()
+                after = connection.execute(WITNESS)
+                found = [inside.fetchone()[0], after.fetchone()[0]]
+        except psycopg.Error as error:
+            found.append(str(error))
+        told(f"{door.name}, pipelined", found, there_and_back(login))
+
+
 def refused(connection, name, statement, sqlstate, hint):
     """The refusal as the driver hands it on; and nothing has changed."""
     before = user(connection)
@@ -124,6 +143,7 @@ for login in LOGINS:
                 lasting(connection, login, protocol)
             if VIA != "transaction" and protocol == "extended":
                 parameters(connection, login)
+                pipelined(connection, login)
             statement = "SELECT setuser('carol', local => true)" if login == "alice" else "SET LOCAL ROLE carol"
             refused(connection, f"a refusal of {login}, {protocol}", statement, "42501", 'GRANT "SET USER" (carol)')
     if VIA != "direct":

@@ -166,7 +166,7 @@ SELECT format('ALTER DATABASE %I RESET impersonate.scope', current_database()) \
 ---------------------------------------------------------------------------------------------------------------------
 -- Starburst (Trino)
 ---------------------------------------------------------------------------------------------------------------------
-ALTER ROLE anna INHERIT;
+GRANT "SET USER" (ben) TO anna;
 -- the user to impersonate is a property of the connection
 \c :as_ben
 SELECT name FROM patients;

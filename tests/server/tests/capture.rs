@@ -491,3 +491,262 @@ fn g6_the_right_of_a_group_without_inherit_counts_after_set_role_to_it() {
         }
     }
 }
+
+// The same as every door ------------------------------------------------------------------------------------------------
+
+/// How it begins, and how it ends.
+const DOORS: [(&str, &str); 9] = [
+    ("SET ROLE <bob>", "SET ROLE NONE"),
+    ("SET SESSION ROLE \"<bob>\"", "RESET ROLE"),
+    ("set Role TO '<bob>'", "SET role TO DEFAULT"),
+    ("SET SESSION AUTHORIZATION <bob>", "RESET SESSION AUTHORIZATION"),
+    (
+        "SET SESSION SESSION AUTHORIZATION '<bob>'",
+        "SET SESSION AUTHORIZATION DEFAULT",
+    ),
+    ("SET session_authorization = '<bob>'", "SET SESSION AUTHORIZATION <imp>"),
+    (
+        "SELECT set_config('role', '<bob>', false)",
+        "SELECT set_config('role', 'none', false)",
+    ),
+    (
+        "SELECT pg_catalog.set_config('ROLE', '<bob>', NULL)",
+        "SELECT set_config('role', NULL, false)",
+    ),
+    (
+        "SELECT set_config('session_authorization', '<bob>', false)",
+        "SELECT set_config('session_authorization', NULL, false)",
+    ),
+];
+
+const LOCAL: [&str; 4] = [
+    "SET LOCAL ROLE <bob>",
+    "SET LOCAL SESSION AUTHORIZATION <bob>",
+    "SELECT set_config('role', '<bob>', true)",
+    "SELECT set_config('session_authorization', '<bob>', true)",
+];
+
+#[test]
+fn d2_every_door_begins_and_any_ends() {
+    let stage = Stage::new();
+    let others = [
+        ("SELECT setuser('<bob>')", "SELECT setuser()"),
+        ("SET impersonate.target = '<bob>'", "RESET impersonate.target"),
+    ];
+    for protocol in PROTOCOLS {
+        let mut session = captured(&stage);
+        for (begin, end) in DOORS {
+            for (other_begin, other_end) in others.into_iter().chain(DOORS) {
+                session.ok_by(protocol, begin);
+                session.is("bob");
+                session.ok_by(protocol, other_end);
+                session.is_itself();
+                session.ok_by(protocol, other_begin);
+                session.ok_by(protocol, end);
+                session.is_itself();
+            }
+            let told = stage.audit(session.pid(), &["SETUSER", "RESETUSER"]);
+            let last = &told[told.len() - 1];
+            assert_eq!(last.statement, Some(stage.sql(end)), "{last:#?}");
+            assert_eq!(last.cause.as_deref(), Some("asked"));
+        }
+    }
+}
+
+#[test]
+fn s3_every_door_is_undone_as_set_is() {
+    let stage = Stage::new();
+    stage.admin("CREATE TABLE <s>.d (a int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED); GRANT ALL ON <s>.d TO PUBLIC");
+    for protocol in PROTOCOLS {
+        let mut session = captured(&stage);
+        for (begin, end) in DOORS {
+            session.ok("BEGIN; SAVEPOINT a");
+            session.ok_by(protocol, begin);
+            session.is("bob");
+            session.ok("ROLLBACK TO a");
+            session.is_itself();
+            session.ok_by(protocol, begin);
+            session.ok("ROLLBACK");
+            session.is_itself();
+            session.ok("BEGIN");
+            session.ok_by(protocol, begin);
+            session.ok("SAVEPOINT b");
+            session.ok_by(protocol, end);
+            session.is_itself();
+            session.ok("ROLLBACK TO b");
+            session.is("bob");
+            session.ok("COMMIT");
+            session.is("bob");
+            session.ok("BEGIN");
+            session.ok_by(protocol, end);
+            session.is_itself();
+            session.ok("INSERT INTO <s>.d VALUES (1), (1)");
+            session.fails("23505", "COMMIT");
+            session.is("bob");
+            session.ok_by(protocol, end);
+            session.is_itself();
+        }
+        for begin in LOCAL {
+            for end in [
+                "COMMIT",
+                "ROLLBACK",
+                "COMMIT AND CHAIN",
+                "INSERT INTO <s>.d VALUES (1), (1)",
+            ] {
+                session.ok("BEGIN; SAVEPOINT a");
+                session.ok_by(protocol, begin);
+                session.is("bob");
+                session.ok("ROLLBACK TO a");
+                session.is_itself();
+                session.ok_by(protocol, begin);
+                session.ok("RELEASE a");
+                session.is("bob");
+                session.ok(end);
+                if end.starts_with("INSERT") {
+                    session.fails("23505", "COMMIT");
+                }
+                session.is_itself();
+                session.ok("ROLLBACK");
+                session.is_itself();
+            }
+        }
+    }
+}
+
+#[test]
+fn d2_no_door_goes_round_what_setuser_asks_for() {
+    let stage = Stage::new();
+    let begins = || DOORS.iter().map(|door| door.0).chain(LOCAL);
+    for (setting, sqlstate) in [
+        ("impersonate.require_reason = '^INC'", "42501"),
+        ("impersonate.local_only = on", "55000"),
+        ("impersonate.exempt_roles = '<bob>'", "42501"),
+    ] {
+        stage.admin(&format!("ALTER ROLE <imp> SET {setting}"));
+        for protocol in PROTOCOLS {
+            let mut session = captured(&stage);
+            let mut refused = 0;
+            for begin in begins() {
+                // What ends with its transaction is what it asks for.
+                if setting.contains("local_only") && LOCAL.contains(&begin) {
+                    continue;
+                }
+                session.ok("BEGIN");
+                session.fails_by(protocol, sqlstate, begin);
+                session.ok("ROLLBACK");
+                session.is_itself();
+                refused += 1;
+            }
+            let denied = stage.audit(session.pid(), &["DENIED"]);
+            assert_eq!(denied.len(), refused);
+            assert!(denied
+                .iter()
+                .all(|row| ["SET", "SELECT"].contains(&row.tag.as_deref().unwrap())));
+        }
+        stage.admin("ALTER ROLE <imp> RESET ALL");
+    }
+    for start in [
+        "SELECT setuser('<carol>', cookie => 'c')",
+        "SELECT setuser('<carol>', no_revert => true)",
+    ] {
+        for protocol in PROTOCOLS {
+            let mut session = captured(&stage);
+            session.ok(start);
+            for door in begins().chain(DOORS.iter().map(|door| door.1)) {
+                session.fails_by(protocol, "42501", door);
+                session.is("carol");
+            }
+        }
+    }
+}
+
+/// Code means by it what it ever meant, which for no member of bob is nothing.
+#[test]
+fn s4_no_door_opens_from_the_inside() {
+    let stage = Stage::new();
+    stage.admin(
+        "CREATE FUNCTION <s>.run(text) RETURNS text LANGUAGE plpgsql AS
+             $$ BEGIN EXECUTE $1; RETURN current_user; END $$;
+         CREATE FUNCTION <s>.plain(text) RETURNS text LANGUAGE sql AS $$ SELECT set_config('role', $1, false) $$;
+         CREATE PROCEDURE <s>.walk(what text) LANGUAGE plpgsql AS $$ BEGIN EXECUTE what; COMMIT; END $$",
+    );
+    for actor in [None, Some("carol")] {
+        let mut session = captured(&stage);
+        if let Some(actor) = actor {
+            session.ok(&format!("SET ROLE <{actor}>"));
+        }
+        let mut attacks: Vec<String> = [
+            "SELECT <s>.plain('<bob>')",
+            "SELECT set_config('role', '<bob>', false), 1",
+            "SELECT set_config('role', lower('<bob>'), false)",
+            "SELECT set_config('role', '<bob>', false) WHERE true",
+            "WITH x AS (SELECT set_config('role', '<bob>', false)) SELECT * FROM x",
+            "EXECUTE p",
+            "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql SET role = '<bob>' AS 'SELECT 1'",
+        ]
+        .map(str::to_owned)
+        .into();
+        for door in DOORS.iter().map(|door| door.0).chain(LOCAL) {
+            attacks.push(format!("SELECT <s>.run($a${door}$a$)"));
+            attacks.push(format!("DO $a$ BEGIN EXECUTE $b${door}$b$; END $a$"));
+            attacks.push(format!("CALL <s>.walk($a${door}$a$)"));
+        }
+        session.ok("PREPARE p AS SELECT set_config('role', '<bob>', false)");
+        for attack in attacks {
+            for protocol in PROTOCOLS {
+                session.fails_by(protocol, "42501", &attack);
+                match actor {
+                    Some(actor) => session.is(actor),
+                    None => session.is_itself(),
+                }
+            }
+        }
+        // What code ends is what it was in itself, and not the impersonation.
+        for (_, end) in DOORS {
+            if end.contains("AUTHORIZATION") || end.contains("session_authorization") {
+                continue;
+            }
+            session.ok(&format!("DO $a$ BEGIN EXECUTE $b${end}$b$; END $a$"));
+            match actor {
+                Some(actor) => session.is(actor),
+                None => session.is_itself(),
+            }
+        }
+    }
+}
+
+#[test]
+fn d2_odd_names_of_roles() {
+    let stage = Stage::new();
+    let odd = [
+        format!("{} ' \"\" é", stage.name("bob")),
+        format!("{}.Default", stage.name("bob")),
+    ];
+    for name in odd {
+        let (ident, literal) = (
+            format!("\"{name}\""),
+            format!("'{}'", name.replace('\'', "''").replace("\"\"", "\"")),
+        );
+        stage.admin(&format!(
+            "CREATE ROLE {ident} LOGIN; GRANT \"SET USER\" ({ident}) TO <imp>"
+        ));
+        let mut session = captured(&stage);
+        for protocol in PROTOCOLS {
+            for begin in [
+                format!("SET ROLE {ident}"),
+                format!("SET ROLE TO {literal}"),
+                format!("SET SESSION AUTHORIZATION {ident}"),
+                format!("SELECT set_config('role', {literal}, false)"),
+            ] {
+                session.ok_by(protocol, &begin);
+                assert_eq!(
+                    session.value("SELECT current_user"),
+                    name.replace("\"\"", "\""),
+                    "{begin}"
+                );
+                session.ok_by(protocol, "SET ROLE NONE");
+                session.is_itself();
+            }
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! tokio-postgres: the simple protocol, the extended one with statements that it prepares, and the same unnamed.
 
+use futures_util::future::join4;
 use std::env;
 use std::future::Future;
 use tokio_postgres::types::Type;
@@ -194,6 +195,37 @@ async fn parameters(client: &Client, login: &str) {
     );
 }
 
+/// All of a door sent before the first answer is there.
+async fn pipelined(client: &Client, login: &str) {
+    for Door { name, begin, end, .. } in doors(login, "session") {
+        let work = async {
+            let (_, found, _, after) = join4(
+                client.query_typed(begin, &[]),
+                client.query_typed(WITNESS, &[]),
+                client.query_typed(end, &[]),
+                client.query_typed(WITNESS, &[]),
+            )
+            .await;
+            Ok(vec![found?[0].get(0), after?[0].get(0)])
+        };
+        door(format!("{name}, pipelined"), login, work).await;
+    }
+    for Door { name, begin, .. } in doors(login, "local") {
+        let work = async {
+            let (started, began, found, ended) = join4(
+                client.batch_execute("BEGIN"),
+                client.query_typed(begin, &[]),
+                client.query_typed(WITNESS, &[]),
+                client.batch_execute("COMMIT"),
+            )
+            .await;
+            started.and(began.map(drop)).and(ended)?;
+            Ok(vec![found?[0].get(0), value(client, WITNESS).await?])
+        };
+        door(format!("{name}, pipelined"), login, work).await;
+    }
+}
+
 /// The refusal as the driver hands it on; and nothing has changed.
 async fn refused(
     client: &Client,
@@ -301,6 +333,7 @@ async fn all() -> Result<(), Error> {
         }
         if via() != Via::Transaction {
             parameters(&client, login).await;
+            pipelined(&client, login).await;
         }
         drop(client);
         if via() != Via::Direct {

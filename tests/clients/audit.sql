@@ -41,7 +41,7 @@ WITH doors AS (
     -- The next client gets the connection after the pooler's DISCARD ALL.
     SELECT CASE WHEN count(*) = (SELECT count(*) FROM doors WHERE kind = 'session') THEN 'ok' ELSE 'not ok' END
            || ' whoever left was ended by the pooler, audit' FROM spans WHERE cause = 'discard'
-    HAVING :'via' = 'session'
+     HAVING :'via' = 'session'
     UNION ALL
     SELECT CASE WHEN count(*) > 0 AND bool_and(user_name = session_user_name AND impersonation_id IS NULL) THEN 'ok'
                 ELSE 'not ok' END || ' refusals are on record, audit'

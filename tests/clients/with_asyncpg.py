@@ -102,6 +102,26 @@ async def two_at_once(login):
     await other.close()
 
 
+async def pooled(login):
+    """The driver's own pool resets by RESET ALL, which leaves the identity, and keeps statements that DISCARD ALL drops."""
+    place = {"host": os.environ["PGHOST"], "port": int(os.environ["PGPORT"])}
+    reset = lambda connection: connection.execute("SELECT setuser()")
+    async with asyncpg.create_pool(user=login, min_size=1, max_size=1, reset=reset, **place) as pool:
+        for door in doors(login, "session") + doors(login, "local"):
+            found = []
+            async with pool.acquire() as connection:
+                if door.kind == "local":
+                    await connection.execute("BEGIN")
+                await connection.execute(door.begin)
+                found.append(await user(connection))
+                if door.kind == "local":
+                    await connection.execute("COMMIT")
+                before = await pid(connection)
+            async with pool.acquire() as connection:
+                found += [await user(connection), await pid(connection) == before]
+            told(f"{door.name}, the driver's pool", found, there_and_back(login) + [True])
+
+
 async def start_up():
     try:
         connection = await connect("alice", server_settings={"impersonate.target": "bob"})
@@ -131,7 +151,9 @@ async def main():
         if VIA != "transaction":
             await parameters(connection, login)
         await connection.close()
-        if VIA != "direct":
+        if VIA == "direct":
+            await pooled(login)
+        else:
             await handed_on(login)
         if VIA == "transaction":
             await two_at_once(login)

@@ -375,15 +375,31 @@ fn g6_a_right_of_a_group_without_inherit_works_after_set_role_at_every_door() {
     if stage.look("SELECT current_setting('server_version_num')::int >= 160000")[0][0].as_deref() == Some("t") {
         stage.admin("GRANT <own> TO <imp> WITH INHERIT FALSE");
     }
-    for door in DOORS {
-        let mut session = stage.session();
-        session.fails("42501", door.begin);
-        session.is_itself();
-        session.ok("SET ROLE <own>");
-        session.ok(door.begin);
-        session.is("bob");
-        session.ok(door.end);
-        session.is_itself_in_role("own");
+    let asked = [("SELECT setuser('<bob>')", "SELECT setuser()")];
+    for protocol in PROTOCOLS {
+        for (begin, end) in DOORS.iter().map(|door| (door.begin, door.end)).chain(asked) {
+            let mut session = stage.session();
+            session.fails_by(protocol, "42501", begin);
+            session.is_itself();
+            session.ok_by(protocol, "SET ROLE <own>");
+            session.ok_by(protocol, begin);
+            session.is("bob");
+            session.ok_by(protocol, end);
+            session.is_itself_in_role("own");
+            session.ok_by(protocol, "RESET ROLE");
+            session.fails_by(protocol, "42501", begin);
+            session.is_itself();
+        }
+        for begin in LOCAL {
+            let mut session = stage.session();
+            session.ok("BEGIN; SAVEPOINT a");
+            session.fails_by(protocol, "42501", begin);
+            session.ok("ROLLBACK TO a; SET LOCAL ROLE <own>");
+            session.ok_by(protocol, begin);
+            session.is("bob");
+            session.ok("COMMIT");
+            session.is_itself();
+        }
     }
 }
 

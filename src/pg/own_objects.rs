@@ -77,16 +77,17 @@ pub fn is_own(class: Oid, object: Oid) -> bool {
         if class == pg_sys::NamespaceRelationId {
             return object == pg_sys::get_namespace_oid(c"impersonate".as_ptr(), true);
         }
-        // An index is no member of its own; what it indexes is.
-        let index_of = |object| {
-            if class == pg_sys::RelationRelationId {
-                pg_sys::IndexGetRelation(object, true)
-            } else {
-                Oid::INVALID
-            }
-        };
-        pg_sys::getExtensionOfObject(class, object) == extension
-            || pg_sys::getExtensionOfObject(class, index_of(object)) == extension
+        if pg_sys::getExtensionOfObject(class, object) == extension {
+            return true;
+        }
+        // An index is no member of its own; what it indexes is. Asked for the index of a table, the server's cache would
+        // keep for good that there is none.
+        class == pg_sys::RelationRelationId
+            && matches!(
+                pg_sys::get_rel_relkind(object) as u8,
+                pg_sys::RELKIND_INDEX | pg_sys::RELKIND_PARTITIONED_INDEX
+            )
+            && pg_sys::getExtensionOfObject(class, pg_sys::IndexGetRelation(object, true)) == extension
     }
 }
 

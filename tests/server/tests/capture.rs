@@ -750,3 +750,26 @@ fn d2_odd_names_of_roles() {
         }
     }
 }
+
+/// PostgREST looks for settings of its roles among its memberships. From 16 on a membership can be one that SET ROLE
+/// doesn't follow, and then it is no way around.
+#[test]
+fn d2_a_membership_without_set_is_kept_and_no_way_around() {
+    let stage = Stage::new();
+    if stage.look("SELECT current_setting('server_version_num')::int >= 160000")[0][0].as_deref() != Some("t") {
+        return;
+    }
+    stage.admin(
+        "ALTER ROLE <carol> NOLOGIN; ALTER ROLE <imp> NOINHERIT; ALTER ROLE <imp> SET impersonate.require_login = off;
+         GRANT <carol> TO <imp> WITH INHERIT FALSE, SET FALSE",
+    );
+    let mut session = captured(&stage);
+    for protocol in PROTOCOLS {
+        session.ok("BEGIN");
+        session.ok_by(protocol, "SET LOCAL ROLE <carol>");
+        session.is("carol");
+        session.ok("COMMIT");
+        session.is_itself();
+        session.fails_by(protocol, "42501", "DO $$ BEGIN SET ROLE <carol>; END $$");
+    }
+}

@@ -92,10 +92,43 @@ unsafe extern "C-unwind" fn show_project() -> *const std::ffi::c_char {
 
 /// The impersonation whose accesses are to be limited now.
 fn limits() -> Option<Rc<TargetState>> {
-    if ASKING.0.get() || !trampoline::watching() || store::is_ours() || super::identity::parallel_worker() {
+    if ASKING.0.get() || store::is_ours() {
+        return None;
+    }
+    if super::identity::parallel_worker() {
+        return of_leader();
+    }
+    if !trampoline::watching() {
         return None;
     }
     (ABOVE.0.get()?.in_force)()
+}
+
+/// What this parallel worker's leader impersonates, which stays the same for the worker's life.
+fn of_leader() -> Option<Rc<TargetState>> {
+    thread_local! { static FOUND: RefCell<Option<Option<Rc<TargetState>>>> = const { RefCell::new(None) } }
+    if super::identity::starting_parallel_worker() {
+        return None;
+    }
+    FOUND.with_borrow_mut(|found| {
+        found
+            .get_or_insert_with(|| super::active::of_leader().map(Rc::new))
+            .clone()
+    })
+}
+
+/// Whether accesses may have to be limited here: what runs in a parallel worker is no less the target's.
+pub fn concerned() -> bool {
+    if super::identity::parallel_worker() {
+        limits_a_worker()
+    } else {
+        trampoline::watching() && !store::is_ours()
+    }
+}
+
+/// Takes a lock of our own, once in a worker's life; raises nothing.
+fn limits_a_worker() -> bool {
+    super::active::any() && of_leader().is_some()
 }
 
 fn raise(refusal: &Refusal) {
@@ -541,10 +574,7 @@ static mut PREVIOUS_NEEDS: pg_sys::needs_fmgr_hook_type = None;
 /// Whether the planner must leave a call of a function alone: no hook sees one whose body took its place.
 unsafe extern "C-unwind" fn must_be_called(function: Oid) -> bool {
     // SAFETY: called as the server called us.
-    unsafe {
-        (trampoline::watching() && limits_by_intersection())
-            || PREVIOUS_NEEDS.is_some_and(|previous| previous(function))
-    }
+    unsafe { (concerned() && limits_by_intersection()) || PREVIOUS_NEEDS.is_some_and(|previous| previous(function)) }
 }
 
 #[pg_guard]

@@ -108,7 +108,7 @@ unsafe extern "C-unwind" fn object_access(
         if concerned() && [OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE, OAT_TRUNCATE].contains(&access) {
             object_changes(class, object);
         }
-        if concerned() {
+        if access::concerned() {
             access::object(access, class, object, argument);
         }
         if access == OAT_POST_CREATE || access == OAT_POST_ALTER {
@@ -137,6 +137,8 @@ unsafe extern "C-unwind" fn permissions(table: *mut pg_sys::List, raise: bool) -
     unsafe {
         if concerned() {
             rows_change(table);
+        }
+        if access::concerned() {
             access::rows_wanted(table, table);
         }
         PREVIOUS_PERMISSIONS.is_none_or(|previous| previous(table, raise))
@@ -149,6 +151,8 @@ unsafe extern "C-unwind" fn permissions(table: *mut pg_sys::List, wanted: *mut p
     unsafe {
         if concerned() {
             rows_change(wanted);
+        }
+        if access::concerned() {
             access::rows_wanted(table, wanted);
         }
         PREVIOUS_PERMISSIONS.is_none_or(|previous| previous(table, wanted, raise))

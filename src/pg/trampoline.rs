@@ -513,7 +513,7 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
     // SAFETY: called as the server called us; the frames hold no destructors.
     unsafe {
         let start = || {
-            if watching() {
+            if access::concerned() {
                 access::plan_begins((*query).plannedstmt);
             }
             match PREVIOUS_START {

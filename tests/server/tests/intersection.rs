@@ -133,3 +133,34 @@ fn d4_nobody_but_a_superuser_turns_it_off() {
     session.fails("42501", "SELECT impersonate.set_grant_scope(1, 'target')");
     session.fails("55P02", "SET impersonate.project = 'x'");
 }
+
+#[test]
+fn d4_what_runs_in_a_parallel_worker_is_limited_too() {
+    let stage = prepared(true);
+    stage.admin(
+        "CREATE FUNCTION <s>.spy(int) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS
+           'BEGIN RETURN (SELECT b FROM <s>.bobs WHERE a = $1); END';
+         CREATE FUNCTION <s>.inlined(int) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE AS
+           'SELECT b FROM <s>.bobs WHERE a = $1';
+         CREATE FUNCTION <s>.calls(int) RETURNS int LANGUAGE plpgsql PARALLEL SAFE AS 'BEGIN RETURN <s>.f(); END';
+         ALTER FUNCTION <s>.f() PARALLEL SAFE",
+    );
+    let mut session = stage.session();
+    session.become_role("bob");
+    for setting in [
+        "SET parallel_setup_cost = 0",
+        "SET parallel_tuple_cost = 0",
+        "SET min_parallel_table_scan_size = 0",
+        "SET parallel_leader_participation = off",
+    ] {
+        session.ok(setting);
+    }
+    let plan = session
+        .column("EXPLAIN SELECT count(<s>.spy(a)) FROM <s>.both")
+        .join("\n");
+    assert!(plan.contains("Gather"), "{plan}");
+    for function in ["spy", "inlined", "calls"] {
+        refused(&mut session, &format!("SELECT count(<s>.{function}(a)) FROM <s>.both"));
+    }
+    session.ok("SELECT count(*) FROM <s>.both");
+}

@@ -245,3 +245,43 @@ fn d3_dump_and_restore_keep_projects() {
     let row: String = there.query_one(look, &[]).unwrap().get(0);
     assert_eq!(row, "p other.\"T\",public.t {other} {postgres} {postgres}");
 }
+
+/// What each session needs to have all that can run in a worker run in one.
+pub const ALWAYS_PARALLEL: [&str; 5] = [
+    "SET parallel_setup_cost = 0",
+    "SET parallel_tuple_cost = 0",
+    "SET min_parallel_table_scan_size = 0",
+    "SET max_parallel_workers_per_gather = 2",
+    "SET parallel_leader_participation = off",
+];
+
+#[test]
+fn d3_what_runs_in_a_parallel_worker_is_limited_too() {
+    let stage = prepared();
+    stage.admin(
+        "CREATE FUNCTION <s>.spy(int) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS
+           'BEGIN RETURN (SELECT b FROM <s>.outside WHERE a = $1); END';
+         CREATE FUNCTION <s>.inlined(int) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE AS
+           'SELECT b FROM <s>.outside WHERE a = $1';
+         CREATE FUNCTION <s>.fine(int) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS
+           'BEGIN RETURN (SELECT b FROM <s>.inside WHERE a = $1); END'",
+    );
+    let mut session = stage.session();
+    session.become_role("bob");
+    for setting in ALWAYS_PARALLEL {
+        session.ok(setting);
+    }
+    let plan = session
+        .column("EXPLAIN SELECT count(<s>.spy(a)) FROM <s>.inside")
+        .join("\n");
+    assert!(plan.contains("Gather"), "{plan}");
+    refused(&mut session, "SELECT count(<s>.spy(a)) FROM <s>.inside");
+    refused(&mut session, "SELECT count(<s>.inlined(a)) FROM <s>.inside");
+    session.ok("SELECT count(<s>.fine(a)) FROM <s>.inside");
+    session.ok("SELECT setuser()");
+    for setting in ALWAYS_PARALLEL {
+        session.ok(setting);
+    }
+    stage.admin("GRANT ALL ON ALL TABLES IN SCHEMA <s> TO <imp>");
+    session.ok("SELECT count(<s>.spy(a)) FROM <s>.inside");
+}

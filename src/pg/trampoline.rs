@@ -425,6 +425,12 @@ unsafe extern "C-unwind" fn planner(
         if !watching() {
             return plan(parse, query_string, cursor_options, params);
         }
+        // A worker has no place in the queue: what is inside of functions would run there unseen.
+        let cursor_options = if follows_nested() {
+            cursor_options & !(pg_sys::CURSOR_OPT_PARALLEL_OK as c_int)
+        } else {
+            cursor_options
+        };
         // Folding runs functions, whose queries are not the client's.
         let outer = DEPTH.0.get();
         if outer == 0 {

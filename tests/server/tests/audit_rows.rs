@@ -743,6 +743,36 @@ fn l3_nested_statements_have_rows_before_the_one_they_are_in() {
 }
 
 #[test]
+fn l3_nested_statements_are_not_hidden_in_parallel_workers() {
+    let stage = stage_with_nested();
+    stage.admin(
+        "CREATE FUNCTION <s>.reads(int) RETURNS bigint LANGUAGE plpgsql PARALLEL SAFE AS
+           $$ BEGIN RETURN (SELECT count(*) FROM pay WHERE id = $1); END $$",
+    );
+    let settings = "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;
+                    SET parallel_leader_participation = off; SET enable_indexscan = off; SET enable_bitmapscan = off;
+                    SET search_path = <s>";
+    let query = "SELECT max(reads(id)) FROM emp WHERE abs(id) = 1";
+    stage.admin(settings);
+    let plan = stage.look(&format!("EXPLAIN {query}"));
+    assert!(format!("{plan:?}").contains("Gather"), "{plan:?}");
+    stage.admin("RESET ALL");
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.ok(settings);
+    let before = told(&stage, session.pid()).len();
+    session.ok(query);
+    let rows = told(&stage, session.pid());
+    are(
+        &rows[before..],
+        &[
+            ("(SELECT count(*) FROM pay WHERE id = $1)", 1, "1", "00000"),
+            (query, 0, "1", "00000"),
+        ],
+    );
+}
+
+#[test]
 fn l3_nested_statements_are_left_out_unless_asked_for() {
     let stage = stage_with_nested();
     stage.admin("ALTER ROLE <imp> RESET impersonate.audit_nested");

@@ -5,7 +5,7 @@
 # ROUNDS         rounds of the throughput tests (5)
 # SECONDS_EACH   seconds that each of them runs (3)
 # SCALE          pgbench's scale (5)
-# PARTS          "throughput writer roles": only these
+# PARTS          "throughput writer standby roles": only these
 #
 # The peers are Debian's pgaudit and set_user for this major, fetched into .tools and loaded from there. Without them
 # their lines are left out.
@@ -16,7 +16,7 @@ cd "$root"
 ROUNDS=${ROUNDS:-5}
 SECONDS_EACH=${SECONDS_EACH:-3}
 SCALE=${SCALE:-5}
-PARTS=${PARTS:-throughput writer roles}
+PARTS=${PARTS:-throughput writer standby roles}
 wanted() { [[ " $PARTS " == *" $1 "* ]]; }
 
 begun=$(clock)
@@ -302,6 +302,93 @@ SQL
     stop
     say ""
     say "The writer, from a queue of $(whole writer_events) events: $(whole writer) events a second"
+fi
+
+# --------------------------------------------------------------------------------------------------------- a standby ---
+
+# On the same machine, so that replication takes next to nothing: what is measured is the rest.
+if wanted standby; then
+    start_with impersonate
+    run_psql -q <<'SQL'
+ALTER SYSTEM SET full_page_writes = on;
+CREATE ROLE shipper LOGIN;
+GRANT EXECUTE ON FUNCTION impersonate.audit_receive, impersonate.report_node TO shipper;
+CREATE ROLE spare;
+CREATE ROLE carl LOGIN;
+GRANT "SET USER" (carl) TO anna;
+CREATE TABLE public.committed (at timestamptz);
+SQL
+    standby=$cluster/standby
+    (cd "$cluster" && as_server "$bindir/pg_basebackup" -D "$standby/data" -R -X stream -c fast -C -S standby --no-sync)
+    as_server mkdir "$standby/socket"
+    cat >>"$standby/data/postgresql.conf" <<CONF
+unix_socket_directories = '$standby/socket'
+cluster_name = 'standby'
+impersonate.primary_conninfo = 'host=$PGHOST port=$PGPORT user=shipper'
+CONF
+    (cd "$standby" && as_server "$bindir/pg_ctl" -D "$standby/data" -l "$standby/log" -w -t 60 start {guard}>&- \
+        >"$cluster/pg_ctl.log" 2>&1) || die "the standby did not start" "$(cat "$standby/log")"
+    on_standby() { PGHOST=$standby/socket "$@"; }
+    caught_up() {
+        local end
+        end=$(run_psql -qAt -c 'SELECT txid_current()' -c 'SELECT pg_current_wal_insert_lsn()' | tail -n 1)
+        while [ "$(on_standby run_psql -qAt -c "SELECT pg_last_wal_replay_lsn() >= '$end'")" != t ]; do sleep 0.01; done
+    }
+
+    for _ in $(seq "$ROUNDS"); do
+        for clients in 1 8; do
+            on_standby run_script set_role_select -M prepared -c "$clients" -j "$clients" -T "$SECONDS_EACH"
+            record "standby.role.$clients" "$(found tps)"
+            on_standby run_script setuser_select -M prepared -c "$clients" -j "$clients" -T "$SECONDS_EACH"
+            record "standby.commit.$clients" "$(found tps)"
+        done
+    done
+    run_psql -q -c "ALTER ROLE anna SET impersonate.audit_wait = 'off'"
+    caught_up
+    for _ in $(seq "$ROUNDS"); do
+        for clients in 1 8; do
+            on_standby run_script setuser_select -M prepared -c "$clients" -j "$clients" -T "$SECONDS_EACH"
+            record "standby.off.$clients" "$(found tps)"
+        done
+    done
+    run_psql -q -c 'ALTER ROLE anna RESET impersonate.audit_wait'
+    while [ "$(on_standby run_psql -qAt -c 'SELECT sum(waiting_events) FROM impersonate.audit_spool')" != 0 ]; do
+        sleep 0.2
+    done
+    caught_up
+
+    # From the moment before the COMMIT of a GRANT that breaks an impersonation to the end of its connection, by the
+    # clock of the machine: the last thing that a backend does is to say so.
+    for _ in {1..50}; do
+        on_standby run_psql -qAt -U anna -c "SELECT setuser('carl')" -c 'SELECT pg_sleep(60)' >"$scratch/acting" 2>&1 &
+        while [ "$(on_standby run_psql -qAt -c 'SELECT count(*) FROM impersonate.active')" != 1 ]; do sleep 0.05; done
+        run_psql -q -c 'BEGIN; GRANT spare TO carl; INSERT INTO public.committed SELECT clock_timestamp(); COMMIT'
+        wait $! || true
+        grep -q 'may no longer act' "$scratch/acting" || die "the connection was not ended" "$(cat "$scratch/acting")"
+        run_psql -q -c 'REVOKE spare FROM carl'
+        caught_up
+    done
+    while [ "$(run_psql -qAt -c "SELECT count(*) FROM impersonate.audit
+        WHERE node = 'standby' AND event = 'RESETUSER' AND detail->>'cause' = 'terminated'")" != 50 ]; do sleep 0.2; done
+    window=$(run_psql -qAt -c "
+        SELECT format('%s ms (median), %s ms (worst of %s)',
+                      round(1000 * percentile_cont(0.5) WITHIN GROUP (ORDER BY took)::numeric, 1),
+                      round(1000 * max(took)::numeric, 1), count(*))
+          FROM (SELECT extract(epoch FROM min(a.event_time) - c.at)::float8 AS took
+                  FROM public.committed c, impersonate.audit a
+                 WHERE a.node = 'standby' AND a.event = 'RESETUSER' AND a.detail->>'cause' = 'terminated'
+                   AND a.event_time > c.at
+                 GROUP BY c.at) w")
+    as_server "$bindir/pg_ctl" -D "$standby/data" -m fast -w stop >/dev/null
+    run_psql -q -c "SELECT pg_drop_replication_slot('standby')" -o /dev/null
+    stop
+    say ""
+    say "On a hot standby, pgbench select-only, prepared: tps, and ratios within a round; medians of $ROUNDS rounds"
+    printf '%-46s %9s %6s %10s %6s   %s\n' "" "1 client" "ratio" "8 clients" "ratio" "to"
+    row "SET ROLE, no audit" standby.role standby.role ""
+    row "setuser(), audit_wait = off" standby.off standby.role "SET ROLE"
+    row "setuser(), audit_wait = commit: a sync each" standby.commit standby.role "SET ROLE"
+    say "From the COMMIT on the primary to the end of the connection on the standby: $window"
 fi
 
 # ----------------------------------------------------------------------------------------------------------- switches ---

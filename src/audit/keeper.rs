@@ -12,7 +12,7 @@ use crate::pg::rights::random_uuid;
 use crate::pg::worker::nodes::{self, Known};
 use crate::pg::worker::{self, Failure};
 
-/// Microseconds after which the writer looks again whether its spool was retired.
+/// Microseconds after which the writer looks again whether its spool was retired, or its node has another name.
 const LOOK_AGAIN: i64 = 2_000_000;
 
 /// The spool of the writer's database.
@@ -97,11 +97,12 @@ impl Keeper {
     fn look(&mut self, known: &[Known]) -> Result<(), Failure> {
         self.looked_at = now();
         let retired = retired(known);
-        if self.spool.as_ref().is_some_and(|spool| !retired(&spool.id())) {
+        let database = worker::my_database();
+        let open = |spool: &Spool| !retired(&spool.id()) && node::owner(database).as_ref() == Some(spool.owner());
+        if self.spool.as_ref().is_some_and(open) {
             return Ok(());
         }
         self.spool = None;
-        let database = worker::my_database();
         let owner = node::owner(database).ok_or_else(|| Failure {
             sqlstate: *b"55000",
             message: "this standby has no name to keep audit events under".to_owned(),

@@ -6,7 +6,7 @@
 
 use super::{node, spool, spools, wait};
 use crate::audit::queue;
-use crate::pg::latch::{nap, now};
+use crate::pg::latch::{check_for_interrupts, nap, now};
 use crate::pg::{backends, node as server, worker};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::HashMap;
@@ -22,11 +22,21 @@ const AGAIN: i64 = 3_000_000;
 #[no_mangle]
 pub extern "C-unwind" fn impersonate_spool_launcher_main(_argument: pg_sys::Datum) {
     worker::set_up_signals();
+    if with_spool().is_empty() && !worker::in_recovery() {
+        return;
+    }
+    // To see which databases are there.
+    worker::connect_launcher();
     let mut started: HashMap<u32, i64> = HashMap::new();
     while !worker::asked_to_end() {
         worker::reload_if_asked();
+        check_for_interrupts();
         let standby = worker::in_recovery();
-        let own = with_spool();
+        let mut own = with_spool();
+        if !own.is_empty() {
+            // The spool of one that was dropped stays, for whoever wants it.
+            worker::transaction(|| own.retain(|database| worker::database_exists(*database)));
+        }
         if own.is_empty() && !standby {
             return;
         }
@@ -66,7 +76,14 @@ fn has_worker(database: u32, standby: bool) -> bool {
 
 fn start(database: u32, standby: bool) {
     if standby {
-        worker::register_shipper(database);
+        if !worker::register_shipper(database) {
+            if let Some(place) = spools::of(database) {
+                place.failed(
+                    *b"53400",
+                    b"no background worker slot is free for the shipper; raise max_worker_processes",
+                );
+            }
+        }
     } else if let Some(lane) = queue::assign(database) {
         wait::start_writer(lane);
     }

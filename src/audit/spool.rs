@@ -500,6 +500,10 @@ impl Spool {
         self.spool
     }
 
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
     /// The newest position that is stored; 0 for none.
     pub fn last(&self) -> u64 {
         self.next - 1
@@ -515,9 +519,8 @@ impl Spool {
             .map(|event| (RECORD + event.len()).next_multiple_of(8) as u64)
             .sum();
         if self.used.saturating_add(needed) > limit {
-            let own = segments(&self.folder)?
-                .into_iter()
-                .filter(|segment| segment.is_of(&self.owner));
+            let all = segments(&self.folder)?.into_iter();
+            let own = all.filter(|segment| segment.head.as_ref().is_some_and(|head| head.spool == self.spool));
             self.used = own.map(|segment| segment.bytes).sum();
             if self.used.saturating_add(needed) > limit {
                 return Err(Trouble::Full { limit });

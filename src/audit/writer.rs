@@ -720,8 +720,8 @@ impl Writer {
 
     /// Takes note of a failure, and pauses.
     fn note(&mut self, failure: Failure) {
-        // Cancelled, lock timeout, deadlock: others are in the way, and the writer is fine.
-        let excused = matches!(&failure.sqlstate, b"57014" | b"55P03" | b"40P01");
+        // Cancelled, lock timeout, deadlock, a conflict with what is replayed: others are in the way, and the writer is fine.
+        let excused = matches!(&failure.sqlstate, b"57014" | b"55P03" | b"40P01" | b"40001");
         if excused {
             // So that not even an incessant cancelling keeps it from getting on.
             self.batch = (self.batch / 4).max(1);

@@ -92,9 +92,10 @@ pub fn register_shipper(database: u32) -> bool {
     register_dynamic(&SHIPPER, pg_sys::BGW_NEVER_RESTART, u64::from(database))
 }
 
-/// Registers the launcher, which needs no database. While libraries are preloaded.
+/// Registers the launcher. While libraries are preloaded.
 pub fn register_launcher() {
-    let mut worker = worker(&LAUNCHER, 0, RESTART_SECONDS, 0);
+    let connection = pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION;
+    let mut worker = worker(&LAUNCHER, connection, RESTART_SECONDS, 0);
     // SAFETY: in the postmaster; the struct is complete, and copied.
     unsafe { pg_sys::RegisterBackgroundWorker(&mut worker) };
 }
@@ -147,6 +148,11 @@ pub fn connect(database: Option<u32>) {
 /// As [`connect`], a shipper.
 pub fn connect_shipper(database: u32) {
     connect_as(&SHIPPER, Some(database));
+}
+
+/// As [`connect`], the launcher, to no database.
+pub fn connect_launcher() {
+    connect_as(&LAUNCHER, None);
 }
 
 fn connect_as(kind: &Kind, database: Option<u32>) {

@@ -520,9 +520,21 @@ fn n2_whoever_is_killed_while_events_are_sent_none_is_lost_and_none_is_there_twi
             more = worker.join().unwrap();
         });
         done.0.append(&mut more.0);
-        if round % 3 == 1 {
-            stage.primary.kill();
-            stage.primary.start();
+        match round % 3 {
+            1 => {
+                stage.primary.kill();
+                stage.primary.start();
+            }
+            2 => {
+                // In the middle of whatever it does: the whole standby recovers.
+                let shippers =
+                    "SELECT pid::text FROM pg_stat_activity WHERE backend_type = 'impersonate audit shipper'";
+                for pid in look(&north, &stage.database, shippers) {
+                    north.kill_backend(pid.parse().unwrap());
+                }
+                north.wait_until_up();
+            }
+            _ => (),
         }
     }
     assert!(done.0.len() > 20 * rounds);
@@ -557,8 +569,8 @@ fn n2_whoever_is_killed_while_events_are_sent_none_is_lost_and_none_is_there_twi
         }
     }
     audit_holds(&stage.primary, &stage.database);
-    no_crash(&north);
     no_crash(&south);
+    assert!(!north.log().contains("PANIC"), "{}", north.log());
 }
 
 #[test]
@@ -818,6 +830,16 @@ fn n2_a_standby_of_a_standby_sends_to_the_primary_and_leaves_the_others_spool_al
         "{}",
         below.log()
     );
+    // The rows come back, and can be verified there.
+    stage.primary.wait_for(&below);
+    assert_eq!(
+        look(
+            &below,
+            &stage.database,
+            "SELECT (ok AND rows_checked > 8)::text FROM impersonate.audit_verify()"
+        ),
+        ["true"]
+    );
     // A role change reaches it through the one above.
     let mut session = stage.raw(&below);
     ok(&mut session, "SELECT setuser('bob')");
@@ -896,5 +918,85 @@ fn n2_a_damaged_spool_is_an_error_and_nothing_is_cut() {
         .map(|event| event.split(' ').next().unwrap().parse().unwrap())
         .collect();
     assert_eq!(positions, (1..=positions.len()).collect::<Vec<_>>());
+    no_crash(&north);
+}
+
+#[test]
+fn n2_neither_a_dropped_database_nor_a_primary_that_is_silent_holds_a_standby_up() {
+    let stage = Stage::new();
+    let mut north = stage.standby("north");
+    // In another database somebody impersonates, and a writer and a shipper are connected.
+    let other = stage.primary.database("other").name;
+    stage
+        .primary
+        .connect(OWNER, &other)
+        .batch_execute(
+            "GRANT \"SET USER\" (bob) TO imp; GRANT EXECUTE ON FUNCTION impersonate.audit_receive TO shipper",
+        )
+        .unwrap();
+    stage.primary.wait_for(&north);
+    let mut there = RawClient::connect(&north, "imp", &other);
+    ok(&mut there, "SELECT setuser('bob')");
+    let mut here = stage.raw(&north);
+    ok(&mut here, "SELECT setuser('bob')");
+    let workers = format!(
+        "SELECT count(DISTINCT backend_type)::text FROM pg_stat_activity
+          WHERE datname = '{other}' AND backend_type LIKE 'impersonate audit %'"
+    );
+    wait_for_rows(&north, OWNER, &workers, &["2"]);
+    // Without the other function it can't report, and says so.
+    wait_for_rows(
+        &north,
+        &stage.database,
+        &format!(
+            "SELECT (last_error LIKE '%report_node%')::text FROM impersonate.audit_spool WHERE database = '{other}'"
+        ),
+        &["true"],
+    );
+    look(
+        &stage.primary,
+        OWNER,
+        &format!("SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE datname = '{other}'"),
+    );
+    stage
+        .primary
+        .connect(OWNER, OWNER)
+        .batch_execute(&format!("DROP DATABASE {other} WITH (FORCE)"))
+        .unwrap();
+    let began = Instant::now();
+    stage.primary.wait_for(&north);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(!fatal(&mut there).message.is_empty());
+    assert_eq!(value(&mut here, "SELECT current_user"), "bob");
+    let shown = "SELECT COALESCE(database, 'gone') FROM impersonate.audit_spool ORDER BY 1";
+    assert_eq!(look(&north, &stage.database, shown), ["gone", &stage.database]);
+
+    // Under another name it begins another spool.
+    north.set("impersonate.node_name", "north-2");
+    north.reload();
+    wait_until("events come under the new name", || {
+        ok(&mut here, "SELECT 'renamed'");
+        let there = "SELECT (count(*) > 0)::text FROM impersonate.audit WHERE node = 'north-2'";
+        look(&stage.primary, &stage.database, there) == ["true"]
+    });
+    audit_holds(&stage.primary, &stage.database);
+
+    // A primary that takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    north.set(
+        "impersonate.primary_conninfo",
+        &format!("host=127.0.0.1 port={port} user=shipper"),
+    );
+    north.reload();
+    look(
+        &stage.primary,
+        OWNER,
+        "SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE usename = 'shipper'",
+    );
+    let (_connection, _) = silent.accept().unwrap();
+    let began = Instant::now();
+    north.stop();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     no_crash(&north);
 }

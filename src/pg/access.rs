@@ -379,8 +379,20 @@ fn refuse_outside(project: &Project, relation: Oid, state: &TargetState) {
     });
 }
 
-/// A relation that a statement names, and whether it takes its owner to do what the statement does.
-pub type Named = (Oid, bool);
+/// What a statement takes that names a relation without a privilege that the executor would check.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub enum Takes {
+    /// To be its owner.
+    Owner,
+    /// One of these privileges.
+    OneOf(u32),
+    /// Some privilege, whichever.
+    Any,
+}
+
+/// A relation that a statement names.
+pub type Named = (Oid, Takes);
 
 /// A statement names these relations without a privilege that the executor would check.
 pub fn relations_named(relations: &dyn Fn() -> Vec<Named>) {
@@ -394,7 +406,7 @@ pub fn relations_named(relations: &dyn Fn() -> Vec<Named>) {
     if !unsafe { is_targets(&state, user) } {
         return;
     }
-    for (relation, by_owner) in relations() {
+    for (relation, takes) in relations() {
         if relation == Oid::INVALID {
             continue;
         }
@@ -402,7 +414,7 @@ pub fn relations_named(relations: &dyn Fn() -> Vec<Named>) {
             refuse_outside(project, relation, &state);
         }
         if state.rules.intersection {
-            refuse_named(&state, relation, by_owner);
+            refuse_named(&state, relation, takes);
         }
     }
 }
@@ -416,11 +428,11 @@ pub unsafe fn object(access: pg_sys::ObjectAccessType::Type, class: Oid, object:
     // SAFETY: the argument is what each kind of access has (objectaccess.h).
     unsafe {
         if access == OAT_TRUNCATE {
-            named_one(object, false);
+            named_one(object, Takes::OneOf(pg_sys::ACL_TRUNCATE));
         } else if access == OAT_DROP && class == pg_sys::RelationRelationId {
             let drop = argument.cast::<pg_sys::ObjectAccessDrop>();
             if drop.is_null() || (*drop).dropflags & pg_sys::PERFORM_DELETION_INTERNAL as c_int == 0 {
-                named_one(object, true);
+                named_one(object, Takes::Owner);
             }
         } else if access == OAT_FUNCTION_EXECUTE {
             function_runs(object);
@@ -434,8 +446,8 @@ pub unsafe fn object(access: pg_sys::ObjectAccessType::Type, class: Oid, object:
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn named_one(relation: Oid, by_owner: bool) {
-    relations_named(&|| vec![(relation, by_owner)]);
+unsafe extern "C-unwind" fn named_one(relation: Oid, takes: Takes) {
+    relations_named(&|| vec![(relation, takes)]);
 }
 
 /// Sequences that a plan names as constants, which is what nextval() and its like are given: no hook sees these at work.
@@ -451,7 +463,7 @@ pub unsafe extern "C-unwind" fn plan_begins(plan: *const pg_sys::PlannedStmt) {
         (0..count)
             .map(|i| (*(*list).elements.add(i as usize)).oid_value)
             .filter(|relation| pg_sys::get_rel_relkind(*relation) as u8 == pg_sys::RELKIND_SEQUENCE)
-            .map(|relation| (relation, false))
+            .map(|relation| (relation, Takes::Any))
             .collect()
     });
 }
@@ -522,7 +534,7 @@ fn lacks(state: &TargetState, what: &str, name: &str) {
 /// A statement about a relation itself asks for its owner, a sequence's function for some privilege on it.
 // AclMode is wider since 16.
 #[allow(clippy::useless_conversion)]
-fn refuse_named(state: &TargetState, relation: Oid, by_owner: bool) {
+fn refuse_named(state: &TargetState, relation: Oid, takes: Takes) {
     // SAFETY: catalog look-ups.
     let lacked = unsafe {
         if relation.to_u32() < pg_sys::FirstNormalObjectId
@@ -530,9 +542,10 @@ fn refuse_named(state: &TargetState, relation: Oid, by_owner: bool) {
         {
             return;
         }
-        let any = match pg_sys::get_rel_relkind(relation) as u8 {
-            pg_sys::RELKIND_SEQUENCE => pg_sys::ACL_USAGE | pg_sys::ACL_UPDATE | pg_sys::ACL_SELECT,
-            pg_sys::RELKIND_INDEX | pg_sys::RELKIND_PARTITIONED_INDEX if !by_owner => return,
+        let any = match (takes, pg_sys::get_rel_relkind(relation) as u8) {
+            (Takes::OneOf(privileges), _) => privileges,
+            (_, pg_sys::RELKIND_SEQUENCE) => pg_sys::ACL_USAGE | pg_sys::ACL_UPDATE | pg_sys::ACL_SELECT,
+            (Takes::Any, pg_sys::RELKIND_INDEX | pg_sys::RELKIND_PARTITIONED_INDEX) => return,
             _ => {
                 pg_sys::ACL_TRUNCATE
                     | pg_sys::ACL_REFERENCES
@@ -542,7 +555,7 @@ fn refuse_named(state: &TargetState, relation: Oid, by_owner: bool) {
                     | pg_sys::ACL_SELECT
             }
         };
-        if by_owner {
+        if takes == Takes::Owner {
             !version::owns_relation(relation, state.impersonator)
         } else {
             let how = pg_sys::AclMaskHow::ACLMASK_ANY;
@@ -553,7 +566,7 @@ fn refuse_named(state: &TargetState, relation: Oid, by_owner: bool) {
         }
     };
     if lacked {
-        let what = if by_owner {
+        let what = if takes == Takes::Owner {
             "to own relation"
         } else {
             "privileges on relation"
@@ -670,11 +683,35 @@ pub fn concerns(kind: pg_sys::NodeTag) -> bool {
 pub fn utility_begins(utility: &trampoline::Utility) {
     // SAFETY: the statement stays while this runs.
     relations_named(&|| unsafe {
-        super::relations::Relations::of_utility((*utility.statement).utilityStmt)
+        let statement = (*utility.statement).utilityStmt;
+        let otherwise = locks(statement);
+        super::relations::Relations::of_utility(statement)
             .read()
             .iter()
             .filter(|touched| !touched.access.creates())
-            .map(|touched| (touched.relation, touched.access.takes_the_owner()))
+            .map(|touched| {
+                let owner = touched.access.takes_the_owner();
+                (touched.relation, if owner { Takes::Owner } else { otherwise })
+            })
             .collect()
     });
+}
+
+/// What LOCK asks for in its mode (lockcmds.c); any privilege for other statements.
+unsafe fn locks(statement: *mut pg_sys::Node) -> Takes {
+    // SAFETY: the caller's statement, tested for its tag.
+    let mode = unsafe {
+        if super::nodes::tag(statement) != Some(pg_sys::NodeTag::T_LockStmt) {
+            return Takes::Any;
+        }
+        (*statement.cast::<pg_sys::LockStmt>()).mode
+    };
+    let mut privileges = pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE | pg_sys::ACL_TRUNCATE;
+    if mode <= pg_sys::RowExclusiveLock as c_int {
+        privileges |= pg_sys::ACL_INSERT;
+    }
+    if mode <= pg_sys::AccessShareLock as c_int {
+        privileges |= pg_sys::ACL_SELECT;
+    }
+    Takes::OneOf(privileges)
 }

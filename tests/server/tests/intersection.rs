@@ -164,3 +164,23 @@ fn d4_what_runs_in_a_parallel_worker_is_limited_too() {
     }
     session.ok("SELECT count(*) FROM <s>.both");
 }
+
+#[test]
+fn d4_locking_and_truncating_take_the_privilege_and_not_just_any() {
+    let stage = prepared(true);
+    stage.admin("GRANT SELECT ON <s>.bobs TO <imp>");
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.ok("SELECT * FROM <s>.bobs");
+    refused(&mut session, "TRUNCATE <s>.bobs");
+    session.ok("BEGIN");
+    session.ok("LOCK TABLE <s>.bobs IN ACCESS SHARE MODE");
+    refused(&mut session, "LOCK TABLE <s>.bobs IN ROW EXCLUSIVE MODE");
+    session.ok("ROLLBACK");
+    refused(&mut session, "DO $$ BEGIN LOCK TABLE <s>.bobs; END $$");
+    stage.admin("GRANT TRUNCATE ON <s>.bobs TO <imp>");
+    session.ok("TRUNCATE <s>.bobs");
+    session.ok("BEGIN");
+    session.ok("LOCK TABLE <s>.bobs");
+    session.ok("ROLLBACK");
+}

@@ -406,7 +406,7 @@ impl LaneHandle {
                 lane.no_extension.store(false, Relaxed);
                 lane.pressing_pid.store(0, Relaxed);
                 lane.evict.store(0, Relaxed);
-                lane.last_error.at.store(0, Relaxed);
+                lane.last_error.clear();
                 lane.producers.pushed.store(0, Relaxed);
                 lane.producers.highest.store(0, Relaxed);
                 lane.consumer.stored.store(0, Relaxed);
@@ -1003,6 +1003,10 @@ impl LastError {
                 String::from_utf8_lossy(&text).into_owned(),
             )
         })
+    }
+
+    pub(super) fn clear(&self) {
+        self.at.store(0, Relaxed);
     }
 
     pub(super) fn set(&self, sqlstate: [u8; 5], text: &[u8]) {

@@ -57,13 +57,23 @@ pub(super) struct Shipping {
     pub error: Option<(i64, String, String)>,
 }
 
-/// The place of a database, which gets one if it has none. None when all are taken.
+/// The place of a database, which gets one if it has none: one of a database that has no shipper, should none be free.
+/// None when all are taken.
 pub(super) fn of(database: u32) -> Option<Spool> {
     let header = AREA.get()?;
     let lock = AREA.lock(0);
     let place = lock.exclusive(|| {
-        let is = |id: u32| header.places.iter().find(|place| place.database.load(Relaxed) == id);
-        let place = is(database).or_else(|| is(0))?;
+        let places = &header.places;
+        let is = |id: u32| places.iter().find(|place| place.database.load(Relaxed) == id);
+        if let Some(known) = is(database) {
+            return Some(known);
+        }
+        let place = is(0).or_else(|| places.iter().find(|place| place.shipper_pid.load(Relaxed) == 0))?;
+        place.stored.store(0, Release);
+        place.connected.store(false, Relaxed);
+        place.confirmed.store(0, Relaxed);
+        place.answered_at.store(0, Relaxed);
+        place.last_error.clear();
         place.database.store(database, Relaxed);
         Some(place)
     })?;

@@ -69,6 +69,9 @@ const NAP: u32 = 100;
 /// Milliseconds that it naps at most while it watches impersonations on a standby.
 const WATCH: u32 = 50;
 
+/// Microseconds for which a watch that fails again and again is not logged again.
+const QUIET: i64 = 10_000_000;
+
 /// The longest nap without work, in milliseconds.
 const LONG_NAP: i64 = 60_000;
 
@@ -256,6 +259,8 @@ struct Writer {
     take_in: Option<Reader>,
     /// Impersonations are watched: role changes come without a statement that would judge them (N1).
     watches: bool,
+    /// When it was last logged that they couldn't be judged.
+    watch_failed_at: i64,
 }
 
 /// After an event that the table's types refuse, how to get past it.
@@ -314,6 +319,7 @@ impl Writer {
             keeper: Keeper::new(),
             take_in: own_spool(),
             watches: false,
+            watch_failed_at: 0,
         }
     }
 
@@ -324,7 +330,11 @@ impl Writer {
                 self.asked_to_end_at = Some(now());
             }
             if let Err(failure) = self.watch() {
-                log(&failure, "impersonations are judged again soon");
+                // It comes again at once, and may fail again.
+                if now() - self.watch_failed_at > QUIET {
+                    self.watch_failed_at = now();
+                    log(&failure, "impersonations are judged again soon");
+                }
             }
             match self.round() {
                 Ok(Round::Stored) => {

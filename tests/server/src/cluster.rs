@@ -514,10 +514,10 @@ impl Cluster {
         format!("host={} port={} user={user}", self.folder.display(), self.port)
     }
 
-    /// Makes a standby follow another node from its next start or reload on.
-    pub fn follow(&self, other: &Cluster, slot: Option<&str>) {
+    /// Makes a standby follow another node, without a slot, from its next start or reload on.
+    pub fn follow(&self, other: &Cluster) {
         self.set_last("primary_conninfo", &other.conninfo(OWNER));
-        self.set_last("primary_slot_name", slot.unwrap_or_default());
+        self.set_last("primary_slot_name", "");
     }
 
     /// As [`Cluster::set`], and over what a base backup wrote to postgresql.auto.conf.

@@ -2,7 +2,7 @@
 //! standby reaches the primary, each event once (N2).
 
 use impersonate_server_tests::raw::{error_in, rows_in, Message, RawClient};
-use impersonate_server_tests::{fails_with, wait_until, within, Cluster, ServerError};
+use impersonate_server_tests::{fails_with, wait_until, within, Cluster, ServerError, SmallDisk};
 use postgres::Client;
 use std::fs;
 use std::path::PathBuf;
@@ -999,4 +999,135 @@ fn n2_neither_a_dropped_database_nor_a_primary_that_is_silent_holds_a_standby_up
     north.stop();
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     no_crash(&north);
+}
+
+#[test]
+fn n2_a_full_disk_makes_statements_fail_and_loses_nothing() {
+    let stage = Stage::new();
+    let conninfo = stage.primary.conninfo("shipper");
+    let mut north = stage.primary.standby_created(
+        "north",
+        &[
+            ("impersonate.audit_queue_size", "64kB"),
+            ("impersonate.primary_conninfo", &conninfo),
+        ],
+    );
+    let disk = SmallDisk::new(&north, 4);
+    std::os::unix::fs::symlink(disk.path(), north.data().join("impersonate_spool")).unwrap();
+    north.start();
+    let mut session = stage.raw(&north);
+    ok(&mut session, "SELECT setuser('bob')");
+    disk.fill();
+    let long = "x".repeat(3000);
+    let mut seen = 0;
+    let error = loop {
+        match error_in(&session.simple(&format!("SELECT {seen}, '{long}'"))) {
+            None => seen += 1,
+            Some(error) => break error,
+        }
+        assert!(seen < 100, "the disk doesn't count");
+    };
+    assert_eq!(error.code, "55000");
+    assert!(error.detail.unwrap().contains("could not write"), "{}", error.message);
+    // A crash in this state leaves what was acknowledged.
+    disk.empty();
+    wait_until("statements run again", || {
+        error_in(&session.simple("SELECT 'again'")).is_none()
+    });
+    ok(&mut session, &format!("SELECT {seen}, '{long}'"));
+    drop(session);
+    wait_for_rows(
+        &stage.primary,
+        &stage.database,
+        "SELECT count(*)::text FROM impersonate.audit WHERE node = 'north' AND event = 'RESETUSER'",
+        &["1"],
+    );
+    let begun = "SELECT count(DISTINCT split_part(split_part(statement, ' ', 2), ',', 1))::text FROM impersonate.audit
+                  WHERE node = 'north' AND statement LIKE 'SELECT %xxx%' AND sqlstate = '00000'";
+    assert_eq!(look(&stage.primary, &stage.database, begun), [(seen + 1).to_string()]);
+    audit_holds(&stage.primary, &stage.database);
+    no_crash(&north);
+}
+
+#[test]
+fn x4_a_superuser_target_cannot_change_the_spool_or_the_way_of_events() {
+    let stage = Stage::new();
+    stage.admin("ALTER ROLE bob SUPERUSER; ALTER ROLE imp SUPERUSER");
+    let north = stage.standby("north");
+    let mut session = stage.raw(&north);
+    ok(&mut session, "SELECT setuser('bob')");
+    for sql in [
+        "ALTER SYSTEM SET impersonate.node_name = 'x'",
+        "ALTER SYSTEM SET impersonate.primary_conninfo = ''",
+        "ALTER SYSTEM SET impersonate.audit_spool_limit = 1",
+        "ALTER SYSTEM RESET ALL",
+        "SELECT impersonate.retire_node('north')",
+        "SELECT impersonate.audit_receive('x', '1', '00000000-0000-0000-0000-000000000001', '')",
+        "SELECT impersonate.report_node('x', '1', '[]')",
+    ] {
+        assert_eq!(error_in(&session.simple(sql)).expect(sql).code, "42501", "{sql}");
+    }
+    let mut session = stage.raw(&stage.primary);
+    ok(&mut session, "SELECT setuser('bob')");
+    for sql in [
+        "SELECT impersonate.retire_node('north')",
+        "SELECT impersonate.audit_receive('x', '1', '00000000-0000-0000-0000-000000000001', '')",
+        "SELECT impersonate.report_node('x', '1', '[]')",
+        "DELETE FROM impersonate.audit_node",
+        "UPDATE impersonate.audit_node SET position = 1",
+        "TRUNCATE impersonate.node_report",
+    ] {
+        assert_eq!(error_in(&session.simple(sql)).expect(sql).code, "42501", "{sql}");
+    }
+}
+
+#[test]
+fn n2_after_a_failover_all_nodes_go_on_with_the_new_primary() {
+    let mut stage = Stage::new();
+    let north = stage.standby("north");
+    let south = stage.standby("south");
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "na", 5);
+    done.work(&stage, &south, "sa", 5);
+    let arrived = "SELECT count(*)::text FROM impersonate.audit WHERE statement LIKE 'SELECT ''_a-%' AND detail->>'phase' = 'begun'";
+    wait_for_rows(&stage.primary, &stage.database, arrived, &["10"]);
+    // Both have all that it wrote.
+    stage.primary.stop();
+    done.work(&stage, &south, "sb", 5);
+    done.work(&stage, &north, "nb", 5);
+    north.promote();
+    south.follow(&north);
+    south.set("impersonate.primary_conninfo", &north.conninfo("shipper"));
+    south.reload();
+    // The old primary comes back as a standby, and begins a spool of its own.
+    fs::write(stage.primary.data().join("standby.signal"), "").unwrap();
+    stage
+        .primary
+        .set("impersonate.primary_conninfo", &north.conninfo("shipper"));
+    stage.primary.follow(&north);
+    stage.primary.start();
+    done.work(&stage, &stage.primary, "old", 5);
+    done.work(&stage, &south, "sc", 5);
+    wait_for_rows(
+        &north,
+        &stage.database,
+        "SELECT node || ' ' || count(*) FROM impersonate.audit WHERE detail->>'phase' = 'begun' GROUP BY node ORDER BY 1",
+        &["north 10", "primary 5", "south 15"],
+    );
+    done.is_in(&north, &stage.database);
+    audit_holds(&north, &stage.database);
+    // What is done on the new primary ends impersonations on the others.
+    let mut sessions = [stage.raw(&south), stage.raw(&stage.primary)];
+    for session in &mut sessions {
+        ok(session, "SELECT setuser('bob')");
+    }
+    north
+        .connect(OWNER, &stage.database)
+        .batch_execute("SET impersonate.on_violation = reject; GRANT spare TO bob")
+        .unwrap();
+    for session in &mut sessions {
+        assert_eq!(fatal(session).code, "57P01");
+    }
+    no_crash(&north);
+    no_crash(&south);
 }

@@ -311,7 +311,7 @@ fn each(report: &Report) -> String {
             "Ended by",
             "Statements",
             "From",
-            "Event",
+            "No.",
         ],
     );
     let listed = &all.rows[..all.rows.len().min(LISTED)];
@@ -482,7 +482,7 @@ fn record(report: &Report) -> String {
 fn listed(caption: &str, incidents: &Listed<Incident>, one: &str, many: &str) -> String {
     let mut table = Table::new(
         caption,
-        &["When", "Event", "Person", "acted as", "What", "Outcome", "Number"],
+        &["When", "Event", "Person", "acted as", "What", "Outcome", "No."],
     );
     for incident in &incidents.rows {
         let statement = incident
@@ -519,8 +519,8 @@ struct Table<'a> {
 }
 
 /// Columns of numbers.
-const NUMBERS: [&str; 9] = [
-    "Attempts", "Read", "Inserted", "Updated", "Deleted", "Else", "People", "Event", "Number",
+const NUMBERS: [&str; 8] = [
+    "Attempts", "Read", "Inserted", "Updated", "Deleted", "Else", "People", "No.",
 ];
 
 impl<'a> Table<'a> {

@@ -81,7 +81,6 @@ const RULES: &str = r#"
 html{-webkit-text-size-adjust:100%;text-size-adjust:100%}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
  "Helvetica Neue",Arial,sans-serif;overflow-wrap:break-word}
-bdi,.q,code,h1{overflow-wrap:anywhere}
 main,header,footer{max-width:72rem;margin:0 auto;padding:0 1.25rem}
 header{padding-top:2.25rem}
 h1{font-size:1.9rem;line-height:1.2;margin:.15rem 0 .6rem;letter-spacing:-.01em}
@@ -132,7 +131,7 @@ time b{font-weight:400;color:var(--soft)}
 .more{margin:.5rem 0 0;font-size:.92rem}
 .none{color:var(--soft);margin:.5rem 0 0}
 .lanes{margin:.8rem 0 0}
-.lane{display:grid;grid-template-columns:11rem 1fr;gap:0 1rem;align-items:center;padding:.12rem 0}
+.lane{display:grid;grid-template-columns:11rem minmax(0,1fr);gap:0 1rem;align-items:center;padding:.12rem 0}
 .lane>span{text-align:right;line-height:1.25;font-size:.92rem}
 svg{display:block;overflow:hidden}
 svg svg{overflow:visible}
@@ -163,7 +162,8 @@ svg svg{overflow:visible}
 .matrix .h3{background:var(--h3)}
 .matrix .h4{background:var(--h4);color:var(--sheet)}
 .matrix .sum{color:var(--soft)}
-.phone{display:none}
+.phone{display:none;table-layout:fixed}
+.phone th:last-child{width:4rem}
 footer{font-size:.88rem;padding-top:.4rem;padding-bottom:2.5rem}
 @media screen and (max-width:46rem){
  main,header,footer{padding-left:.85rem;padding-right:.85rem}
@@ -171,18 +171,18 @@ footer{font-size:.88rem;padding-top:.4rem;padding-bottom:2.5rem}
  h1{font-size:1.5rem}
  section{padding:1rem .95rem 1.05rem;border-radius:8px}
  .facts{display:block}
- .lane{grid-template-columns:1fr;padding:.3rem 0}
+ .lane{grid-template-columns:minmax(0,1fr);padding:.3rem 0}
  .lane>span{text-align:left}
  .axis>span{display:none}
  .desk{display:none}
  .phone{display:table}
 }
-@media screen and (max-width:60rem){
+@media screen and (max-width:70rem){
  .cards thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
  .cards,.cards tbody,.cards tr,.cards td,.cards th,.cards caption{display:block}
  .cards tr{border:1px solid var(--line);border-radius:8px;padding:.45rem .7rem;margin:0 0 .55rem}
  .cards tr>*{border:0;padding:.12rem 0;text-align:left;white-space:normal}
- .cards td[data-l]{display:grid;grid-template-columns:6.2rem 1fr;gap:.6rem}
+ .cards td[data-l]{display:grid;grid-template-columns:6.2rem minmax(0,1fr);gap:.6rem}
  .cards td[data-l]::before{content:attr(data-l);color:var(--soft)}
  .cards td:empty{display:none}
 }

@@ -2,19 +2,34 @@
 
 use std::fmt::Write;
 
-/// A text for an element's content. Long ones are cut after so many characters.
+/// Characters of a word after which a line may break.
+const WORD: usize = 14;
+
+/// A text for an element's content. Long ones are cut after so many characters, long words may be broken.
 pub fn content(text: &str, limit: usize) -> String {
     let mut html = String::with_capacity(text.len());
+    let mut word = 0;
     for (at, c) in text.chars().enumerate() {
         if at == limit {
             html.push_str("<span class=\"cut\">&#x2026;</span>");
             break;
         }
+        if word == WORD {
+            html.push_str("<wbr>");
+            word = 0;
+        }
+        word = if c.is_whitespace() { 0 } else { word + 1 };
+        let joint = word > WORD / 2 && matches!(c, '_' | '.' | '-' | '@' | '/' | ',');
         if unseen(c) {
             // What could hide or turn text around is shown as what it is.
-            let _ = write!(html, "<span class=\"ctl\">U+{:04X}</span>", u32::from(c));
+            let _ = write!(html, "<span class=\"ctl\">U+{:04X}</span><wbr>", u32::from(c));
+            word = 0;
         } else {
             put(&mut html, c);
+        }
+        if joint {
+            html.push_str("<wbr>");
+            word = 0;
         }
     }
     html
@@ -100,6 +115,7 @@ mod tests {
                 !html.contains("<script") && !html.contains("<img") && !html.contains('`'),
                 "{html}"
             );
+            let html = html.replace("<wbr>", "");
             assert!(
                 html.contains("&lt;script&gt;alert(&#x27;x&#x27; + &quot;y&quot;)&lt;/script&gt; &amp;"),
                 "{html}"
@@ -112,8 +128,8 @@ mod tests {
     fn what_cannot_be_seen_is_shown() {
         assert_eq!(
             content("a\u{202E}b\0c\u{7f}\u{200B}", 99),
-            "a<span class=\"ctl\">U+202E</span>b<span class=\"ctl\">U+0000</span>c<span class=\"ctl\">U+007F</span>\
-             <span class=\"ctl\">U+200B</span>"
+            "a<span class=\"ctl\">U+202E</span><wbr>b<span class=\"ctl\">U+0000</span><wbr>c\
+             <span class=\"ctl\">U+007F</span><wbr><span class=\"ctl\">U+200B</span><wbr>"
         );
         assert_eq!(
             attribute("a\u{2067}\u{FEFF}\u{E0041}", 99),
@@ -127,7 +143,7 @@ mod tests {
             let (inside, quoted) = (content(&c.to_string(), 9), attribute(&c.to_string(), 9));
             assert!(inside.is_ascii() && quoted.is_ascii());
             assert!(!quoted.contains(['<', '>', '"']), "{quoted}");
-            let bare = inside.replace("<span class=\"ctl\">", "").replace("</span>", "");
+            let bare = inside.replace("<span class=\"ctl\">", "").replace("</span><wbr>", "");
             assert!(!bare.contains(['<', '>', '"', '\'']), "{inside}");
             assert!(
                 !inside
@@ -137,6 +153,14 @@ mod tests {
                     || c < ' '
             );
         }
+    }
+
+    #[test]
+    fn long_words_may_be_broken_and_short_ones_not() {
+        assert_eq!(content("help_anna and others", 99), "help_anna and others");
+        assert_eq!(content("helpdesk_anna", 99), "helpdesk_<wbr>anna");
+        assert_eq!(content(&"x".repeat(30), 99), "xxxxxxxxxxxxxx<wbr>xxxxxxxxxxxxxx<wbr>xx");
+        assert_eq!(content(&"<".repeat(15), 99), format!("{}<wbr>&lt;", "&lt;".repeat(14)));
     }
 
     #[test]

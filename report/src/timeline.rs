@@ -97,10 +97,15 @@ struct Scale {
 impl Scale {
     fn of(report: &Report) -> Scale {
         let span = report.to.saturating_sub(report.from).max(1);
+        let mut ticks = ticks(report.from, span);
+        if ticks.is_empty() {
+            // Too short for a round moment.
+            ticks = vec![(report.from, time::clock(report.from))];
+        }
         Scale {
             from: report.from,
             span,
-            ticks: ticks(report.from, span),
+            ticks,
         }
     }
 
@@ -249,7 +254,8 @@ fn draw_lane(html: &mut String, lane: &Lane, scale: &Scale, most: u64) {
         let _ = write!(
             html,
             "<svg x=\"{:.3}%\" y=\"27\">{}</svg>",
-            scale.place(mark.at),
+            // Whole, also at the ends.
+            scale.place(mark.at).clamp(0.7, 99.3),
             shape(mark.kind)
         );
     }

@@ -115,9 +115,11 @@ database with the extension:
 Before the package is removed, take impersonate out of shared_preload_libraries: the server does not start without a
 library that it is told to preload.
 
-README.md.gz is the manual.
+README.md.gz and docs/ are the manual.
 WORDS
     gzip -9n <README.md >"$doc/README.md.gz"
+    install -d "$doc/docs"
+    for document in docs/*.md; do gzip -9n <"$document" >"$doc/$document.gz"; done
     gzip -9n <SECURITY.md >"$doc/SECURITY.md.gz"
     gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
     gzip -9n >"$doc/changelog.Debian.gz" <<CHANGES
@@ -182,6 +184,8 @@ binaries() {
     build "$major"
     files "$tree/lib" "$tree/extension"
     install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE "$tree"
+    install -d "$tree/docs"
+    install -m 644 docs/*.md "$tree/docs"
     third_party "$major" >"$tree/THIRD-PARTY"
     libc=$(readelf -V "$library" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -1 | sed 's/GLIBC_//')
     cat >"$tree/INSTALL" <<WORDS
@@ -205,7 +209,7 @@ and, as a superuser, in each database where somebody is to impersonate:
 
 To upgrade, do all of this but the last, and "ALTER EXTENSION impersonate UPDATE" in each of those databases.
 To remove it: DROP EXTENSION impersonate in each of them, take it out of shared_preload_libraries, restart, and delete
-the files. README.md is the manual.
+the files. README.md and docs/ are the manual.
 WORDS
     tar -C "$scratch" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" -c "$name" |
         gzip -9n >"$out/$name.tar.gz"

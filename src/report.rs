@@ -162,7 +162,7 @@ fn read(period: &Period) -> Report {
         failed: incidents(period, &format!("{STATEMENT} AND sqlstate <> '00000'")),
         incidents: incidents(period, "event IN ('VIOLATION', 'TERMINATED')"),
         rights: incidents(period, "event IN ('GRANT', 'REVOKE')"),
-        record: incidents(period, "event IN ('PURGE', 'DESTINATION')"),
+        record: incidents(period, "event IN ('PURGE', 'DESTINATION', 'NODE')"),
         chain: chain(period, events),
     }
 }
@@ -227,7 +227,8 @@ fn impersonations(period: &Period) -> Listed<Impersonation> {
          (array_agg(detail->>'cause' ORDER BY event_id DESC) FILTER (WHERE event = 'RESETUSER'))[1],
          (array_agg(left(reason, 500) ORDER BY event_id) FILTER (WHERE event = 'SETUSER'))[1],
          count(*) FILTER (WHERE {STATEMENT}), count(*) FILTER (WHERE {STATEMENT} AND sqlstate <> '00000'),
-         (array_agg(concat_ws(', ', COALESCE(host(client_addr), 'local'), NULLIF(application_name, ''))
+         (array_agg(concat_ws(', ', 'node ' || NULLIF(node, impersonate.this_node()),
+                              COALESCE(host(client_addr), 'local'), NULLIF(application_name, ''))
                     ORDER BY event_id))[1],
          min(event_id)"
     );

@@ -73,7 +73,7 @@ fn work(client: &mut Client, number: u64, round: u64, control: bool) {
         client,
         "BEGIN; SET LOCAL impersonate.target = 'carol'; SELECT count(*) FROM emp; COMMIT",
     );
-    if round % 4 == 0 && !control {
+    if round.is_multiple_of(4) && !control {
         fails::<()>(client.batch_execute("SELECT setuser('postgres')"));
     }
 }

@@ -16,10 +16,14 @@ cd "$root"
 ROUNDS=${ROUNDS:-5}
 SECONDS_EACH=${SECONDS_EACH:-3}
 SCALE=${SCALE:-5}
-PARTS=${PARTS:-throughput writer standby roles}
+all_parts="throughput writer standby roles"
+PARTS=${PARTS:-$all_parts}
 wanted() { [[ " $PARTS " == *" $1 "* ]]; }
 
 begun=$(clock)
+# What is reported goes into bench/RESULTS.md as well, when all was measured.
+note() { tee -a "$scratch/report"; }
+tell() { say "$*" | note; }
 use_postgres
 step "building in release mode" scripts/install.sh --pg-config "$pg_config"
 scratch=$(mktemp -d)
@@ -217,9 +221,9 @@ rows() {
     [ ! -f "$scratch/$1.both.1.values" ] || row "setuser(), audit_wait = commit" "$1.commit" "$1.both" "set_user() and pgaudit"
 }
 
-say ""
-say "$("$bindir/postgres" --version), $(date +%F)"
-say "$(nproc) cores, $(sed -nE 's/^model name\s*: //p' /proc/cpuinfo | head -n 1)," \
+tell ""
+tell "$("$bindir/postgres" --version), $(date +%F)"
+tell "$(nproc) cores, $(sed -nE 's/^model name\s*: //p' /proc/cpuinfo | head -n 1)," \
     "$(awk '/^MemTotal/ { printf "%d", $2 / 1048576 + 0.5 }' /proc/meminfo) GB, load $(cut -d ' ' -f 1-3 /proc/loadavg)"
 
 if wanted throughput; then
@@ -247,12 +251,12 @@ if wanted throughput; then
     stop
     [ "$stored" -ge "$selected" ] || die "$stored statements are on record of $selected made under setuser()"
 
-    say ""
-    say "pgbench select-only, prepared, scale $SCALE: tps, and ratios within a round; medians of $ROUNDS rounds of $SECONDS_EACH s each"
-    rows select
-    say ""
-    say "pgbench TPC-B of seven statements, prepared: tps, likewise"
-    rows tpcb
+    tell ""
+    tell "pgbench select-only, prepared, scale $SCALE: tps, and ratios within a round; medians of $ROUNDS rounds of $SECONDS_EACH s each"
+    rows select | note
+    tell ""
+    tell "pgbench TPC-B of seven statements, prepared: tps, likewise"
+    rows tpcb | note
 fi
 
 # ------------------------------------------------------------------------------------------------------- the writer ---
@@ -300,8 +304,8 @@ SQL
     [ "$(whole writer_events)" -ge 100000 ] || die "only $(whole writer_events) events were in the queue"
     run_psql -q -c 'ALTER ROLE anna RESET impersonate.audit_wait'
     stop
-    say ""
-    say "The writer, from a queue of $(whole writer_events) events: $(whole writer) events a second"
+    tell ""
+    tell "The writer, from a queue of $(whole writer_events) events: $(whole writer) events a second"
 fi
 
 # --------------------------------------------------------------------------------------------------------- a standby ---
@@ -382,13 +386,13 @@ CONF
     as_server "$bindir/pg_ctl" -D "$standby/data" -m fast -w stop >/dev/null
     run_psql -q -c "SELECT pg_drop_replication_slot('standby')" -o /dev/null
     stop
-    say ""
-    say "On a hot standby, pgbench select-only, prepared: tps, and ratios within a round; medians of $ROUNDS rounds"
-    printf '%-46s %9s %6s %10s %6s   %s\n' "" "1 client" "ratio" "8 clients" "ratio" "to"
-    row "SET ROLE, no audit" standby.role standby.role ""
-    row "setuser(), audit_wait = off" standby.off standby.role "SET ROLE"
-    row "setuser(), audit_wait = commit: a sync each" standby.commit standby.role "SET ROLE"
-    say "From the COMMIT on the primary to the end of the connection on the standby: $window"
+    tell ""
+    tell "On a hot standby, pgbench select-only, prepared: tps, and ratios within a round; medians of $ROUNDS rounds"
+    printf '%-46s %9s %6s %10s %6s   %s\n' "" "1 client" "ratio" "8 clients" "ratio" "to" | note
+    row "SET ROLE, no audit" standby.role standby.role "" | note
+    row "setuser(), audit_wait = off" standby.off standby.role "SET ROLE" | note
+    row "setuser(), audit_wait = commit: a sync each" standby.commit standby.role "SET ROLE" | note
+    tell "From the COMMIT on the primary to the end of the connection on the standby: $window"
 fi
 
 # ----------------------------------------------------------------------------------------------------------- switches ---
@@ -409,11 +413,11 @@ for _ in $(seq "$ROUNDS"); do
     record pair_begin "$(statement_ms "SELECT setuser('bob')")"
     record pair_end "$(statement_ms 'SELECT setuser()')"
 done
-say ""
-say "Switch and back in one session, pairs a second (a SETUSER is on record before setuser() returns)"
-printf '%-46s %9s\n' "SET ROLE + RESET ROLE" "$(whole pair_set_role)"
+tell ""
+tell "Switch and back in one session, pairs a second (a SETUSER is on record before setuser() returns)"
+printf '%-46s %9s\n' "SET ROLE + RESET ROLE" "$(whole pair_set_role)" | note
 printf '%-46s %9s %6s   %s\n' "setuser('bob') + setuser()" "$(whole pair_setuser)" \
-    "$(ratio pair_setuser pair_set_role)" "SET ROLE; $(median pair_begin) ms to begin, $(median pair_end) ms to end"
+    "$(ratio pair_setuser pair_set_role)" "SET ROLE; $(median pair_begin) ms to begin, $(median pair_end) ms to end" | note
 
 # ------------------------------------------------------------------------------------------------------------ judging ---
 
@@ -474,12 +478,12 @@ compared() {
 compared roles
 compared full
 stop
-say ""
-say "setuser() to a target of 1,000 roles, five levels deep, in ms (medians)"
-printf '%-46s %9s %6s %10s %6s   %s\n' "" "new" "ratio" "same" "ratio" "session"
-printf '%-46s %9.1f %6s %10.1f\n' "1,000 roles in the cluster" "$(median small_new)" "" "$(median small_same)"
+tell ""
+tell "setuser() to a target of 1,000 roles, five levels deep, in ms (medians)"
+printf '%-46s %9s %6s %10s %6s   %s\n' "" "new" "ratio" "same" "ratio" "session" | note
+printf '%-46s %9.1f %6s %10.1f\n' "1,000 roles in the cluster" "$(median small_new)" "" "$(median small_same)" | note
 printf '%-46s %9.1f %6s %10.1f %6s\n' "20,000 roles in the cluster" \
-    "$(median large_new)" "$(ratio large_new small_new)" "$(median large_same)" "$(ratio large_same small_same)"
+    "$(median large_new)" "$(ratio large_new small_new)" "$(median large_same)" "$(ratio large_same small_same)" | note
 
 # ------------------------------------------------------------------------------------------------------ role changes ---
 
@@ -524,20 +528,47 @@ for sessions in 100 500; do
     done
 done
 stop
-say ""
-say "GRANT of a role to one who is not concerned, in ms (medians)"
-printf '%-46s %9s %6s\n' "" "GRANT" "ratio"
-printf '%-46s %9.2f\n' "without the library" "$(median change_without)"
-printf '%-46s %9.2f %6s\n' "nobody impersonates" "$(median change_0)" "$(ratio change_0 change_without)"
+tell ""
+tell "GRANT of a role to one who is not concerned, in ms (medians)"
+printf '%-46s %9s %6s\n' "" "GRANT" "ratio" | note
+printf '%-46s %9.2f\n' "without the library" "$(median change_without)" | note
+printf '%-46s %9.2f %6s\n' "nobody impersonates" "$(median change_0)" "$(ratio change_0 change_without)" | note
 for sessions in 100 500; do
     printf '%-46s %9.2f %6s\n' "$sessions impersonations of as many roles" \
-        "$(median "change_$sessions")" "$(ratio "change_$sessions" change_0)"
+        "$(median "change_$sessions")" "$(ratio "change_$sessions" change_0)" | note
 done
-say ""
-say "setuser() to a target that was granted 10,000 tables, in ms (medians)"
-printf '%-46s %9s %6s %10s %6s   %s\n' "" "new" "ratio" "same" "ratio" "session"
-printf '%-46s %9.1f %6s %10.1f\n' "impersonate.criteria = roles" "$(median roles_new)" "" "$(median roles_same)"
+tell ""
+tell "setuser() to a target that was granted 10,000 tables, in ms (medians)"
+printf '%-46s %9s %6s %10s %6s   %s\n' "" "new" "ratio" "same" "ratio" "session" | note
+printf '%-46s %9.1f %6s %10.1f\n' "impersonate.criteria = roles" "$(median roles_new)" "" "$(median roles_same)" | note
 printf '%-46s %9.1f %6s %10.1f %6s\n' "impersonate.criteria = full" \
-    "$(median full_new)" "$(ratio full_new roles_new)" "$(median full_same)" "$(ratio full_same roles_same)"
+    "$(median full_new)" "$(ratio full_new roles_new)" "$(median full_same)" "$(ratio full_same roles_same)" | note
 say ""
+# bars LOAD WORDS: one load with eight clients, for the chart.
+bars() {
+    local name label
+    for name in off commit flush pgaudit both; do
+        [ -f "$scratch/$1.$name.8.values" ] || continue
+        case $name in
+            pgaudit) label="SET ROLE, pgaudit of all classes" ;;
+            both) label="set_user() and pgaudit" ;;
+            *) label="setuser(), audit_wait = $name" ;;
+        esac
+        printf '%s|%s|%s|%s\n' "$2" "$label" "$(ratio "$1.$name.8" "$1.role.8")" "$([[ $name == p* || $name == b* ]] || echo 1)"
+    done
+}
+if [ "$PARTS" = "$all_parts" ]; then
+    {
+        bars select "select-only"
+        bars tpcb "TPC-B"
+    } | bench/chart.sh "Of the rate under SET ROLE without any audit, pgbench with 8 clients" >bench/results.svg
+    {
+        printf '# What it costs: figures\n\nWritten by `make bench`. README.md says what they mean.\n\n![chart](results.svg)\n\n```text'
+        cat "$scratch/report"
+        printf '```\n'
+    } >bench/RESULTS.md
+    say "bench/RESULTS.md and bench/results.svg are written"
+else
+    say "bench/RESULTS.md stays as it is: not all was measured"
+fi
 say "$(since "$begun") in all"

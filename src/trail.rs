@@ -380,6 +380,10 @@ pub fn retire_node(node: &[u8]) -> bool {
     }));
     let retired = purging(|access| {
         access.run(
+            c"DELETE FROM impersonate.node_report WHERE node = $1",
+            &[Argument::Text(node)],
+        );
+        access.run(
             c"UPDATE impersonate.audit_node SET retired_at = pg_catalog.clock_timestamp()
                WHERE node = $1 AND retired_at IS NULL",
             &[Argument::Text(node)],

@@ -51,6 +51,7 @@ pub extern "C-unwind" fn impersonate_audit_shipper_main(argument: pg_sys::Datum)
     worker::at_exit(at_exit);
     worker::set_up_signals();
     worker::connect_shipper(database);
+    super::writer::set_settings();
     MY_DATABASE.store(database, Ordering::Relaxed);
     let Some(place) = spools::of(database) else { return };
     if place.claim(worker::my_pid(), backends::lives) {
@@ -149,7 +150,9 @@ impl Shipper {
         let Some(owner) = node::owner(self.database) else {
             return Ok(Step::Nothing);
         };
-        let known = worker::catch(|| worker::transaction(nodes::known))?.unwrap_or_default();
+        let Some(known) = worker::catch(|| worker::transaction(nodes::known))? else {
+            return Ok(Step::Nothing);
+        };
         self.tidy(&owner, &known)?;
         let Some(conninfo) = node::primary_conninfo() else {
             return Err(Failure {
@@ -290,7 +293,9 @@ impl Shipper {
             return Ok(());
         }
         self.looked_at = now();
-        let active = worker::catch(|| worker::transaction(|| one_text(ACTIVE)))?.unwrap_or_default();
+        // What it reads is the extension's own as long as that is there.
+        let active = worker::catch(|| worker::transaction(|| nodes::known().and_then(|_| one_text(ACTIVE))))?;
+        let Some(active) = active else { return Ok(()) };
         let due = match &self.reported {
             Some((at, said)) => *said != active || now() - at > REPORT_EVERY,
             None => true,

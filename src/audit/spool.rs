@@ -691,16 +691,16 @@ impl Reader {
             if end.is_some_and(|end| end <= from) {
                 continue;
             }
-            // In the cache of the system it may be newer than on disk.
-            File::open(&segment.path)
-                .and_then(|file| file.sync_data())
-                .map_err(io("sync", &segment.path))?;
             let known = self
                 .place
                 .as_ref()
                 .filter(|(path, place)| *path == segment.path && place.next <= from);
             let known = known.map(|(_, place)| *place);
             let content = read(segment, head, known, |position| position >= from && position <= until)?;
+            // In the cache of the system it may be newer than on disk.
+            File::open(&segment.path)
+                .and_then(|file| file.sync_data())
+                .map_err(io("sync", &segment.path))?;
             if end.is_some_and(|end| content.torn || content.next != end) {
                 return Err(Trouble::Damaged {
                     file: segment.path.clone(),

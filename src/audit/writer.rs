@@ -198,8 +198,8 @@ unsafe extern "C-unwind" fn at_exit(_code: i32, _argument: pg_sys::Datum) {
     }
 }
 
-/// What the database, a role or the configuration may have set otherwise.
-fn set_settings() {
+/// What the database, a role or the configuration may have set otherwise; for whatever runs as the bootstrap superuser.
+pub(super) fn set_settings() {
     // Written behind: the commit of whom the events belong to flushes them, by WAL order.
     worker::set(c"synchronous_commit", c"off");
     worker::set(c"default_transaction_read_only", c"off");

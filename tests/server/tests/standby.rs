@@ -193,7 +193,10 @@ fn n1_rights_arrive_by_replication_and_what_is_done_reaches_the_primary() {
     stage.admin("GRANT \"SET USER\" (carol) TO imp");
     stage.primary.wait_for(&north);
     assert_eq!(value(&mut session, "SELECT setuser('carol')"), "carol");
-    drop(session);
+    // E6.
+    let ended = format!("SELECT impersonate.terminate({})::text", session.pid());
+    assert_eq!(look(&north, &stage.database, &ended), ["true"]);
+    assert_eq!(fatal(&mut session).code, "57P01");
 
     wait_for_rows(
         &stage.primary,
@@ -215,6 +218,7 @@ fn n1_rights_arrive_by_replication_and_what_is_done_reaches_the_primary() {
             "RESETUSER",
             "DENIED SELECT setuser('carol')",
             "SETUSER SELECT setuser('carol')",
+            "TERMINATED",
             "RESETUSER",
         ],
     );
@@ -1130,4 +1134,54 @@ fn n2_after_a_failover_all_nodes_go_on_with_the_new_primary() {
     }
     no_crash(&north);
     no_crash(&south);
+}
+
+#[test]
+fn n2_a_standby_that_is_killed_under_load_has_all_that_it_acknowledged() {
+    let stage = Stage::new();
+    let mut north = stage.standby("north");
+    let mut done = Done(Vec::new());
+    for round in 0..3 {
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..3)
+                .map(|number| {
+                    let node = north.config("imp", &stage.database);
+                    let name = format!("k{round}w{number}");
+                    scope.spawn(move || {
+                        let mut seen = Vec::new();
+                        let Ok(mut session) = node.connect(postgres::NoTls) else {
+                            return seen;
+                        };
+                        if session.batch_execute("SELECT setuser('bob')").is_err() {
+                            return seen;
+                        }
+                        for at in 0.. {
+                            let statement = format!("SELECT '{name}-{at}'");
+                            if session.simple_query(&statement).is_err() {
+                                break;
+                            }
+                            seen.push(statement);
+                        }
+                        seen
+                    })
+                })
+                .collect();
+            std::thread::sleep(Duration::from_millis(700 + 100 * round));
+            north.kill();
+            for worker in workers {
+                done.0.append(&mut worker.join().unwrap());
+            }
+        });
+        north.start();
+    }
+    assert!(done.0.len() > 30, "{}", done.0.len());
+    wait_for_rows(
+        &north,
+        &stage.database,
+        "SELECT waiting_events::text FROM impersonate.audit_spool WHERE own",
+        &["0"],
+    );
+    done.is_in(&stage.primary, &stage.database);
+    audit_holds(&stage.primary, &stage.database);
+    no_crash(&stage.primary);
 }

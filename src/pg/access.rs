@@ -385,6 +385,8 @@ fn refuse_outside(project: &Project, relation: Oid, state: &TargetState) {
 pub enum Takes {
     /// To be its owner.
     Owner,
+    /// MAINTAIN, or before 17 to be its owner.
+    Maintain,
     /// One of these privileges.
     OneOf(u32),
     /// Some privilege, whichever.
@@ -544,6 +546,7 @@ fn refuse_named(state: &TargetState, relation: Oid, takes: Takes) {
         }
         let any = match (takes, pg_sys::get_rel_relkind(relation) as u8) {
             (Takes::OneOf(privileges), _) => privileges,
+            (Takes::Maintain, _) => version::ACL_MAINTAIN,
             (_, pg_sys::RELKIND_SEQUENCE) => pg_sys::ACL_USAGE | pg_sys::ACL_UPDATE | pg_sys::ACL_SELECT,
             (Takes::Any, pg_sys::RELKIND_INDEX | pg_sys::RELKIND_PARTITIONED_INDEX) => return,
             _ => {
@@ -553,11 +556,17 @@ fn refuse_named(state: &TargetState, relation: Oid, takes: Takes) {
                     | pg_sys::ACL_UPDATE
                     | pg_sys::ACL_DELETE
                     | pg_sys::ACL_SELECT
+                    | version::ACL_MAINTAIN
             }
         };
-        if takes == Takes::Owner {
-            !version::owns_relation(relation, state.impersonator)
+        if matches!(takes, Takes::Owner | Takes::Maintain) && version::owns_relation(relation, state.impersonator) {
+            false
+        } else if takes == Takes::Owner {
+            true
         } else {
+            // An index has no privileges of its own.
+            let table = pg_sys::IndexGetRelation(relation, true);
+            let relation = if table == Oid::INVALID { relation } else { table };
             let how = pg_sys::AclMaskHow::ACLMASK_ANY;
             // Privileges have 64 bits from 16 on.
             #[allow(clippy::useless_conversion)]
@@ -566,10 +575,10 @@ fn refuse_named(state: &TargetState, relation: Oid, takes: Takes) {
         }
     };
     if lacked {
-        let what = if takes == Takes::Owner {
-            "to own relation"
-        } else {
-            "privileges on relation"
+        let what = match takes {
+            Takes::Maintain if version::ACL_MAINTAIN != 0 => "privilege MAINTAIN on relation",
+            Takes::Maintain | Takes::Owner => "to own relation",
+            Takes::OneOf(_) | Takes::Any => "privileges on relation",
         };
         lacks(state, what, &qualified(relation));
     }
@@ -690,8 +699,14 @@ pub fn utility_begins(utility: &trampoline::Utility) {
             .iter()
             .filter(|touched| !touched.access.creates())
             .map(|touched| {
-                let owner = touched.access.takes_the_owner();
-                (touched.relation, if owner { Takes::Owner } else { otherwise })
+                let takes = if touched.access.takes_the_owner() {
+                    Takes::Owner
+                } else if touched.access.maintains() {
+                    Takes::Maintain
+                } else {
+                    otherwise
+                };
+                (touched.relation, takes)
             })
             .collect()
     });
@@ -706,7 +721,7 @@ unsafe fn locks(statement: *mut pg_sys::Node) -> Takes {
         }
         (*statement.cast::<pg_sys::LockStmt>()).mode
     };
-    let mut privileges = pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE | pg_sys::ACL_TRUNCATE;
+    let mut privileges = pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE | pg_sys::ACL_TRUNCATE | version::ACL_MAINTAIN;
     if mode <= pg_sys::RowExclusiveLock as c_int {
         privileges |= pg_sys::ACL_INSERT;
     }

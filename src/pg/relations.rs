@@ -67,7 +67,12 @@ impl Access {
 
     /// Whether one must own the relation for it.
     pub fn takes_the_owner(self) -> bool {
-        self.0 & (Access::ALTER.0 | Access::DROP.0 | Access::MAINTAIN.0) != 0
+        self.0 & (Access::ALTER.0 | Access::DROP.0) != 0
+    }
+
+    /// Whether it is VACUUM or the like.
+    pub fn maintains(self) -> bool {
+        self.0 & Access::MAINTAIN.0 != 0
     }
 
     pub fn and(self, other: Access) -> Access {

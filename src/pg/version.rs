@@ -379,6 +379,12 @@ pub fn may_use_schema(schema: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     result == pg_sys::AclResult::ACLCHECK_OK
 }
 
+/// The privilege that VACUUM and its like ask for; none before 17, where they ask for the owner.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub const ACL_MAINTAIN: u32 = 0;
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+pub const ACL_MAINTAIN: u32 = pg_sys::ACL_MAINTAIN;
+
 /// Whether a relation is a role's own.
 pub fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     #[cfg(feature = "pg15")]

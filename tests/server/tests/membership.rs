@@ -2,6 +2,7 @@
 //! through chains of groups. What the criteria answer is compared with what Postgres lets each role do: both log in
 //! and try, so that the expectation is the server's and not a second copy of our own logic.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use impersonate_server_tests::{Cluster, Database};
@@ -48,16 +49,22 @@ fn attempt(client: &mut Client, statement: &str) -> bool {
 
 fn try_it(database: &Database, login: &str, group: &str) -> Can {
     let mut client = database.connect(login);
+    try_with(&mut client, &["NONE", group, "r"], "r")
+}
+
+/// The same for any role, of which there is a table `only_ROLE`; `NONE` is the login itself, or whoever it acts as.
+fn try_with(client: &mut Client, ways: &[&str], wanted: &str) -> Can {
     client.batch_execute("BEGIN").unwrap();
     let (mut use_it, mut grant_it) = (false, false);
-    for role in ["NONE", group, "r"] {
+    for role in ways {
         client.batch_execute("SAVEPOINT role").unwrap();
         if client.batch_execute(&format!("SET ROLE {role}")).is_ok() {
-            use_it |= attempt(&mut client, "SELECT * FROM only_r");
-            grant_it |= attempt(&mut client, "GRANT r TO somebody");
+            use_it |= attempt(client, &format!("SELECT * FROM only_{wanted}"));
+            grant_it |= attempt(client, &format!("GRANT {wanted} TO somebody"));
         }
         client.batch_execute("ROLLBACK TO SAVEPOINT role").unwrap();
     }
+    client.batch_execute("ROLLBACK").unwrap();
     Can { use_it, grant_it }
 }
 
@@ -165,6 +172,212 @@ fn a2_and_a3_agree_with_what_postgres_lets_both_roles_do() {
         impersonators.len() * targets.len(),
         wrong.lines().take(40).collect::<Vec<_>>().join("\n")
     );
+}
+
+/// What a role can do with several others, by name.
+type Powers = BTreeMap<&'static str, Can>;
+
+/// A2 and A3 as Postgres has them: what the target can use and grant, the impersonator can.
+fn at_least(mine: &Powers, theirs: &Powers) -> bool {
+    theirs.iter().all(|(role, theirs)| {
+        let mine = mine[role];
+        (!theirs.use_it || mine.use_it) && (!theirs.grant_it || mine.grant_it)
+    })
+}
+
+/// Where r is held by a group, both sides share the group: g. So its membership counts as well.
+fn shared_group(prefix: &str, chains: &[Chain]) -> String {
+    let mut script = String::new();
+    for (number, chain) in chains.iter().enumerate() {
+        writeln!(script, "CREATE ROLE {prefix}{number} LOGIN;").unwrap();
+        for (role, options) in ["r", "g"].iter().zip(chain) {
+            // Bit 3: the role is granted at all.
+            if options & OPTIONS != 0 {
+                writeln!(script, "GRANT {role} TO {prefix}{number} {};", clause(*options)).unwrap();
+            }
+        }
+    }
+    script
+}
+
+/// A2 and A3 by the switch itself: whoever can do what the target can may become it, nobody else may, and then it can
+/// do just what the target can do when it logs in (X1).
+#[test]
+fn setuser_agrees_with_what_postgres_lets_both_roles_do() {
+    let cluster = Cluster::start_new();
+    let database = cluster.database("switching");
+    let mut admin = database.connect("postgres");
+    if major(&mut admin) < 16 {
+        // As above.
+        admin.batch_execute("CREATE ROLE r; CREATE ROLE x").unwrap();
+        assert!(admin.batch_execute("GRANT r TO x WITH SET FALSE").is_err());
+        return;
+    }
+    // r directly, or not at all, beside g, which gives it in one of three ways.
+    let with_r = [
+        0,
+        OPTIONS,
+        OPTIONS | 1,
+        OPTIONS | 2,
+        OPTIONS | 4,
+        OPTIONS | 5,
+        OPTIONS | 6,
+        OPTIONS | 7,
+    ];
+    let with_g = [0, OPTIONS, OPTIONS | 1, OPTIONS | 2, OPTIONS | 4, OPTIONS | 7];
+    let chains: Vec<Chain> = with_r
+        .iter()
+        .flat_map(|r| with_g.iter().map(|g| vec![*r, *g]))
+        .collect();
+    let (mut allowed, mut refused) = (0, 0);
+    for of_group in [1, 2, 6] {
+        admin
+            .batch_execute(&format!(
+                "CREATE ROLE r; CREATE ROLE g; CREATE ROLE somebody; GRANT r TO g {};
+                 CREATE TABLE only_r (); GRANT SELECT ON only_r TO r; CREATE TABLE only_g (); GRANT SELECT ON only_g TO g;
+                 {} {} GRANT \"SET USER\" TO {}",
+                clause(of_group),
+                shared_group("i", &chains),
+                shared_group("t", &chains),
+                (0..chains.len()).map(|n| format!("i{n}")).collect::<Vec<_>>().join(", ")
+            ))
+            .unwrap();
+        let powers = |client: &mut Client| -> Powers {
+            ["r", "g"]
+                .into_iter()
+                .map(|role| (role, try_with(client, &["NONE", "g", "r"], role)))
+                .collect()
+        };
+        let of = |prefix: &str| -> Vec<Powers> {
+            (0..chains.len())
+                .map(|n| powers(&mut database.connect(&format!("{prefix}{n}"))))
+                .collect()
+        };
+        let (impersonators, targets) = (of("i"), of("t"));
+        assert_eq!(impersonators, targets, "the same grants give the same");
+        for (i, mine) in impersonators.iter().enumerate() {
+            let mut client = database.connect(&format!("i{i}"));
+            for (t, theirs) in targets.iter().enumerate() {
+                let switched = client.simple_query(&format!("SELECT setuser('t{t}')")).is_ok();
+                assert_eq!(
+                    switched,
+                    at_least(mine, theirs),
+                    "{:?} {mine:?} as {:?} {theirs:?}, g {of_group}",
+                    chains[i],
+                    chains[t]
+                );
+                if !switched {
+                    refused += 1;
+                    continue;
+                }
+                allowed += 1;
+                // Not for each: there are thousands, and what is in force does not depend on who came by.
+                if (i + t) % 7 == 0 {
+                    assert_eq!(&powers(&mut client), theirs, "i{i} as t{t} is t{t}");
+                }
+                client.simple_query("SELECT setuser()").unwrap();
+            }
+        }
+        let gone = |prefix: &str| {
+            (0..chains.len())
+                .map(|n| format!("{prefix}{n}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        admin
+            .batch_execute(&format!(
+                "DROP TABLE only_r, only_g; DROP ROLE {}, {}; DROP ROLE r, g, somebody",
+                gone("i"),
+                gone("t")
+            ))
+            .unwrap();
+    }
+    assert!(allowed > 500 && refused > 500, "{allowed} allowed, {refused} refused");
+}
+
+/// E2 with membership options: taking one from the impersonator, or giving one to the target, passes just when the
+/// criteria hold with what is left, by the same oracle.
+#[test]
+fn options_that_change_under_an_impersonation_are_judged_by_what_is_left() {
+    let cluster = Cluster::start_new();
+    let database = cluster.database("lasting");
+    let mut admin = database.connect("postgres");
+    if major(&mut admin) < 16 {
+        admin
+            .batch_execute("CREATE ROLE r; CREATE ROLE x; GRANT r TO x")
+            .unwrap();
+        assert!(admin.batch_execute("REVOKE INHERIT OPTION FOR r FROM x").is_err());
+        return;
+    }
+    let chains: Vec<Chain> = (0..OPTIONS).map(|options| vec![options]).collect();
+    admin
+        .batch_execute(&format!(
+            "CREATE ROLE r; CREATE ROLE somebody; CREATE TABLE only_r (); GRANT SELECT ON only_r TO r;
+             {} {} GRANT \"SET USER\" TO {}",
+            logins("i", &chains),
+            logins("t", &chains),
+            (0..chains.len())
+                .map(|n| format!("i{n}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ))
+        .unwrap();
+    let can: Vec<Can> = (0..chains.len())
+        .map(|n| try_it(&database, &format!("i{n}"), &format!("ig{n}")))
+        .collect();
+    let holds = |i: usize, t: usize| (!can[t].use_it || can[i].use_it) && (!can[t].grant_it || can[i].grant_it);
+    let (mut passed, mut refused) = (0, 0);
+    let mut judge = |admin: &mut Client, statement: &str, expected: bool| {
+        admin.batch_execute("BEGIN").unwrap();
+        let result = admin.batch_execute(statement);
+        admin.batch_execute("ROLLBACK").unwrap();
+        match (result, expected) {
+            (Ok(()), true) => passed += 1,
+            (Err(error), false) => {
+                assert_eq!(
+                    error.code().map(|code| code.code()),
+                    Some("55006"),
+                    "{statement}: {error:?}"
+                );
+                refused += 1;
+            }
+            (result, expected) => panic!("{statement}: {result:?}, expected {expected}"),
+        }
+    };
+    for i in 0..chains.len() {
+        let mut client = database.connect(&format!("i{i}"));
+        for t in 0..chains.len() {
+            if !holds(i, t) {
+                continue;
+            }
+            client.simple_query(&format!("SELECT setuser('t{t}')")).unwrap();
+            for (bit, option) in [(1, "INHERIT"), (2, "SET"), (4, "ADMIN")] {
+                let (less, more) = (i & !bit, t | bit);
+                judge(
+                    &mut admin,
+                    &format!("REVOKE {option} OPTION FOR r FROM i{i}"),
+                    holds(less, t),
+                );
+                judge(
+                    &mut admin,
+                    &format!("GRANT r TO i{i} WITH {option} FALSE"),
+                    holds(less, t),
+                );
+                judge(
+                    &mut admin,
+                    &format!("GRANT r TO t{t} WITH {option} TRUE"),
+                    holds(i, more),
+                );
+                judge(&mut admin, &format!("GRANT r TO i{i} WITH {option} TRUE"), true);
+                judge(&mut admin, &format!("REVOKE {option} OPTION FOR r FROM t{t}"), true);
+            }
+            // None of it happened.
+            let row = client.query_one("SELECT current_user::text", &[]).unwrap();
+            assert_eq!(row.get::<_, String>(0), format!("t{t}"));
+            client.simple_query("SELECT setuser()").unwrap();
+        }
+    }
+    assert!(passed > 100 && refused > 20, "{passed} passed, {refused} refused");
 }
 
 fn major(client: &mut Client) -> i32 {

@@ -10,6 +10,7 @@ pub static HANDLERS: Handlers = Handlers {
     bare_call: session::refuse_shadow,
     check: session::check,
     refuse: session::refuse_statement,
+    called: statements::called,
     refused_instead: session::refused_instead,
     begun: statements::begun,
     joined: statements::joined,

@@ -22,6 +22,7 @@ use crate::pg::trampoline::{self, Begun, Ran, TransactionEnd};
 use crate::pg::{catch, identity, rights};
 use crate::settings::AuditWait;
 use crate::{session, settings};
+use pgrx::pg_sys::Oid;
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
@@ -87,6 +88,8 @@ thread_local! {
     static LAST_TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     /// When the client's message came of which it was told that it acts outside, before or without a statement.
     static OUTSIDE_TOLD: Cell<i64> = const { Cell::new(0) };
+    /// What was told of a function called by the protocol, and when the client's message came.
+    static CALL: Cell<Option<(i64, String)>> = const { Cell::new(None) };
     /// A statement of this transaction has been told, or is open.
     static TOLD: Cell<bool> = const { Cell::new(false) };
 }
@@ -438,6 +441,40 @@ pub fn before_outside() {
     }
 }
 
+/// L3: a function is about to be called by the protocol, which is told as it begins. May wait, and raises when that can't
+/// be stored: then it isn't called.
+pub fn called(function: Oid) {
+    let message = identity::statement_start();
+    // Those that it calls itself are no calls of the client's.
+    let told = CALL.take();
+    let inside = told.as_ref().is_some_and(|(of, _)| *of == message);
+    CALL.set(told);
+    if inside {
+        return;
+    }
+    let Some(who) = who() else { return };
+    if matches!(who, Who::Login { .. }) && !rights::extension_created() {
+        return;
+    }
+    trampoline::follow_transactions();
+    let name = identity::to_utf8(&identity::function_name(function));
+    let detail = serde_json::json!({"cause": "outside of a statement", "function": name}).to_string();
+    let detail = identity::speakable(&detail).into_owned();
+    let event = who.fill(Event {
+        detail: Some(detail.as_bytes()),
+        ..blank_event(Kind::Statement)
+    });
+    stand_by();
+    let size = event.size();
+    audit::reserve(size);
+    owe(audit::push_reserved(&event, size), who.waits());
+    TOLD.set(true);
+    ERROR_TOLD.set(false);
+    OUTSIDE_TOLD.set(message);
+    CALL.set(Some((message, detail)));
+    settle();
+}
+
 /// The transaction is about to commit or to be prepared. May wait, and raises when its rows can't be stored: then it
 /// aborts.
 pub fn before_commit() {
@@ -684,8 +721,13 @@ pub fn reported(sqlstate: i32, level: i32, query: &[u8]) {
     if ERROR_TOLD.replace(false) || waits || (ends && query.is_empty()) {
         return;
     }
-    if query.is_empty() && TOLD.get() && !identity::in_block() {
-        // The protocol's Sync commits, and has no text. Nor has a function called by the protocol, which is not told.
+    let call = CALL
+        .take()
+        .filter(|(message, _)| query.is_empty() && *message == identity::statement_start());
+    if let Some((_, detail)) = call {
+        tell_early_with(0, query, b"", sqlstate, Some(detail));
+    } else if query.is_empty() && TOLD.get() && !identity::in_block() {
+        // The protocol's Sync commits, and has no text.
         let last = LAST_TEXT.take();
         tell_early(0, &last, b"", sqlstate);
     } else {
@@ -703,8 +745,13 @@ pub fn failed_early(level: u32, text: &[u8], tag: &'static [u8], sqlstate: i32) 
 
 /// Tells of a statement for which nothing was set aside.
 fn tell_early(level: u32, text: &[u8], tag: &'static [u8], sqlstate: i32) {
+    tell_early_with(level, text, tag, sqlstate, None);
+}
+
+fn tell_early_with(level: u32, text: &[u8], tag: &'static [u8], sqlstate: i32, detail: Option<String>) {
     let Some(who) = who() else { return };
-    let (kept_text, detail) = kept(text, statement_limit());
+    let (kept_text, cut) = kept(text, statement_limit());
+    let detail = detail.or(cut);
     let begun_at = identity::now();
     let mut whole = Open {
         key: 0,
@@ -728,17 +775,17 @@ fn tell_early(level: u32, text: &[u8], tag: &'static [u8], sqlstate: i32) {
     whole.note_level();
     let event = Event {
         command_tag: (!tag.is_empty()).then_some(tag),
+        statement: (!text.is_empty()).then_some(&whole.text),
         ..whole.event(catch::sqlstate_text(sqlstate), begun_at)
     };
     TOLD.set(true);
     if let Some(ticket) = audit::try_push(&event) {
         owe(ticket, whole.who.waits());
     } else {
-        let (text, detail) = kept(text, STANDING_TEXT);
-        let detail = detail.as_deref().map(str::as_bytes);
+        let (text, cut) = kept(text, STANDING_TEXT);
         tell_standing(&Event {
-            statement: Some(&text),
-            detail,
+            statement: event.statement.map(|_| &text[..]),
+            detail: cut.as_deref().map(str::as_bytes).or(event.detail),
             ..event
         });
     }

@@ -268,6 +268,33 @@ pub fn client_message<'a>() -> &'a [u8] {
     }
 }
 
+/// Whether the client's message being processed is the protocol's call of a function, if no portal is active. Where
+/// the server doesn't keep track of what it does, what comes without text is taken for one.
+pub fn calls_function() -> bool {
+    use pg_sys::BackendState::{STATE_DISABLED, STATE_FASTPATH, STATE_UNDEFINED};
+    // SAFETY: the process' own entry, or null.
+    let state = unsafe { pg_sys::MyBEEntry.as_ref() }.map_or(STATE_UNDEFINED, |entry| entry.st_state);
+    super::version::is_client_backend()
+        && (state == STATE_FASTPATH || (state == STATE_DISABLED && client_message().is_empty()))
+}
+
+/// A function's name with its schema's, as SQL has it.
+pub fn function_name(function: Oid) -> Vec<u8> {
+    // SAFETY: look-ups that give null for what isn't there; palloc'ed strings.
+    unsafe {
+        let (name, schema) = (
+            pg_sys::get_func_name(function),
+            pg_sys::get_namespace_name(pg_sys::get_func_namespace(function)),
+        );
+        if name.is_null() || schema.is_null() {
+            return Vec::new();
+        }
+        CStr::from_ptr(pg_sys::quote_qualified_identifier(schema, name))
+            .to_bytes()
+            .to_vec()
+    }
+}
+
 /// Text of the server's encoding as Rust wants it.
 pub fn to_utf8(text: &[u8]) -> String {
     // SAFETY: converts `text.len()` bytes; returns its argument where there is nothing to convert, else a palloc'ed string.

@@ -102,6 +102,9 @@ unsafe extern "C-unwind" fn object_access(
     // SAFETY: called as the server called us.
     unsafe {
         if access == OAT_FUNCTION_EXECUTE {
+            if pg_sys::ActivePortal.is_null() {
+                super::trampoline::called(object);
+            }
             outside::executes(object);
         }
         // Replacing a function is told as its creation.
@@ -113,10 +116,6 @@ unsafe extern "C-unwind" fn object_access(
         }
         if access == OAT_POST_CREATE || access == OAT_POST_ALTER {
             super::changes::make_object();
-        }
-        // The protocol's call of a function is no statement.
-        if access == OAT_FUNCTION_EXECUTE && pg_sys::ActivePortal.is_null() {
-            super::trampoline::refuse();
         }
         if let Some(previous) = PREVIOUS_ACCESS {
             previous(access, class, object, sub, argument);

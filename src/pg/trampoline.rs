@@ -165,8 +165,10 @@ pub struct Handlers {
     /// Before a statement of the client's is planned or run; whether it only ends transactions, or is about
     /// `impersonate.target`. May raise.
     pub check: fn(bool),
-    /// Before a function that the protocol calls. May raise.
+    /// Before a function that is called outside of any portal. May raise.
     pub refuse: fn(),
+    /// Before a function that the protocol calls. May wait, and raises.
+    pub called: fn(pg_sys::Oid),
     /// What the client is told in place of an error with this SQLSTATE, of a statement that hasn't begun. Raises nothing.
     pub refused_instead: fn(c_int) -> Option<super::guc::Refusal>,
     /// May raise.
@@ -465,20 +467,24 @@ unsafe extern "C-unwind" fn bare_call(function: pg_sys::Oid, query: *mut pg_sys:
     }
 }
 
-/// See [`Handlers::refuse`].
+/// A function is about to be called outside of any portal: by the protocol, or by the planner.
 ///
 /// # Safety
 /// Called where errors of the server may pass.
-pub unsafe fn refuse() {
-    if WATCHING.0.get() {
+pub unsafe fn called(function: pg_sys::Oid) {
+    if watching() && !super::store::is_ours() {
         // SAFETY: the caller's promise.
-        unsafe { refuse_call() }
+        unsafe { function_called(function) }
     }
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn refuse_call() {
-    (handlers().refuse)();
+unsafe extern "C-unwind" fn function_called(function: pg_sys::Oid) {
+    if DEPTH.0.get() > 0 || !identity::calls_function() {
+        return (handlers().refuse)();
+    }
+    (handlers().check)(false);
+    (handlers().called)(function);
 }
 
 #[pg_guard]

@@ -2,6 +2,8 @@
 import java.nio.file.*;
 import java.sql.*;
 import java.util.*;
+import org.postgresql.PGConnection;
+import org.postgresql.largeobject.*;
 import org.postgresql.util.PSQLException;
 
 public class Doors {
@@ -130,6 +132,27 @@ public class Doors {
         }
     }
 
+    // Calls of functions by the protocol, which are no statements.
+    static void largeObject(Connection connection) {
+        door("large object", "alice", found -> {
+            connection.setAutoCommit(false);
+            run(connection, "SELECT setuser('bob')");
+            LargeObjectManager manager = connection.unwrap(PGConnection.class).getLargeObjectAPI();
+            long number = manager.createLO();
+            LargeObject object = manager.open(number);
+            object.write("of bob".getBytes());
+            object.close();
+            connection.commit();
+            found.add(value(connection, "SELECT lomowner::regrole || ' of ' || session_user FROM "
+                    + "pg_largeobject_metadata WHERE oid = " + number));
+            run(connection, "SELECT lo_unlink(" + number + ")");
+            run(connection, "SELECT setuser()");
+            connection.commit();
+            connection.setAutoCommit(true);
+            found.add(user(connection));
+        });
+    }
+
     static void refused(Connection connection, String name, String sql, String sqlstate, String hint)
             throws SQLException {
         List<Object> found = new ArrayList<>();
@@ -215,6 +238,9 @@ public class Doors {
                     }
                     if (!VIA.equals("transaction") && protocol.equals("extended")) {
                         parameters(connection, login);
+                        if (login.equals("alice")) {
+                            largeObject(connection);
+                        }
                     }
                     String wrong = login.equals("alice") ? "SELECT setuser('carol', local => true)"
                             : "SET LOCAL ROLE carol";

@@ -43,6 +43,13 @@ WITH doors AS (
            || ' whoever left was ended by the pooler, audit' FROM spans WHERE cause = 'discard'
      HAVING :'via' = 'session'
     UNION ALL
+    SELECT CASE WHEN array_agg(detail->>'function' ORDER BY event_id)
+                     @> '{pg_catalog.lo_creat, pg_catalog.lo_open, pg_catalog.lowrite, pg_catalog.lo_close}'
+                     AND bool_and(user_name = 'bob') THEN 'ok' ELSE 'not ok' END
+           || ' each call of a large object is on record, audit'
+      FROM impersonate.audit WHERE event_id > :since AND detail ? 'function'
+    HAVING :'via' <> 'transaction' AND :'client' ~ '^pgjdbc'
+    UNION ALL
     SELECT CASE WHEN count(*) > 0 AND bool_and(user_name = session_user_name AND impersonation_id IS NULL) THEN 'ok'
                 ELSE 'not ok' END || ' refusals are on record, audit'
       FROM impersonate.audit WHERE event_id > :since AND event = 'DENIED'

@@ -155,6 +155,8 @@ documents() {
             bad "$file" 1 "$log"
         fi
     done
+    one "links of the documents" cargo run --quiet --package impersonate-server-tests --bin documents -- --links \
+        ./*.md docs/*.md
 }
 
 stage_isolation() {

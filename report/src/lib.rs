@@ -3,7 +3,7 @@
 //! The crate knows nothing of a server: it is given rows, already counted and limited, and answers with text. The text
 //! is ASCII, so that it is the same in every encoding that it may pass through. It loads nothing and runs nothing: its
 //! content security policy allows the style sheet in it by its hash, and forbids all else. Whatever comes from the
-//! audit passes through [`text`], which leaves no character in it that a browser would take for anything but a
+//! audit passes through `text.rs`, which leaves no character in it that a browser would take for anything but a
 //! character.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

@@ -19,7 +19,7 @@ pub fn content(text: &str, limit: usize) -> String {
             word = 0;
         }
         word = if c.is_whitespace() { 0 } else { word + 1 };
-        let joint = word > WORD / 2 && matches!(c, '_' | '.' | '-' | '@' | '/' | ',');
+        let joint = word > WORD / 2 && matches!(c, '_' | '.' | '-' | '@' | '/');
         if unseen(c) {
             // What could hide or turn text around is shown as what it is.
             let _ = write!(html, "<span class=\"ctl\">U+{:04X}</span><wbr>", u32::from(c));

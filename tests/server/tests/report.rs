@@ -873,3 +873,60 @@ fn in_other_encodings_the_page_is_the_same() {
         assert!(each.contains(expected), "{encoding}: no {expected:?} in {each}");
     }
 }
+
+/// What is on record can be read where nothing is recorded: without the library preloaded, and on a standby (N1).
+#[test]
+fn without_preloading_and_on_a_standby_the_report_is_the_same() {
+    let mut cluster = Cluster::builder()
+        .setting("cluster_name", "primary")
+        .setting("full_page_writes", "on")
+        .start();
+    let name = cluster.database("elsewhere").name;
+    let mut admin = cluster.connect("postgres", &name);
+    admin
+        .batch_execute("CREATE ROLE anna LOGIN; CREATE ROLE bob LOGIN; GRANT \"SET USER\" (bob) TO anna")
+        .unwrap();
+    let mut client = cluster.connect("anna", &name);
+    client.simple_query("SELECT setuser('bob')").unwrap();
+    client.simple_query("SELECT setuser()").unwrap();
+    admin.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    let to: String = admin.query_one("SELECT clock_timestamp()::text", &[]).unwrap().get(0);
+    let arguments = format!("NULL, '{to}'");
+    let body = |page: &str| part(page, "<main>", "</main>").to_owned();
+    let here = body(&report(&mut admin, &arguments));
+    assert!(
+        words(&here).contains("Record intact. 3 rows were verified"),
+        "{}",
+        words(&here)
+    );
+
+    let standby = cluster.standby("north", &[]);
+    cluster.wait_for(&standby);
+    let mut there = standby.connect("postgres", &name);
+    assert!(there
+        .query_one("SELECT pg_is_in_recovery()", &[])
+        .unwrap()
+        .get::<_, bool>(0));
+    // From there the primary is another node.
+    let elsewhere = body(&report(&mut there, &arguments)).replace("node primary, ", "");
+    assert_eq!(elsewhere, here, "on a standby");
+    drop((client, admin, there));
+
+    cluster.stop();
+    cluster.set("shared_preload_libraries", "");
+    cluster.start();
+    let mut admin = cluster.connect("postgres", &name);
+    let loaded: String = admin.query_one("SHOW shared_preload_libraries", &[]).unwrap().get(0);
+    assert_eq!(loaded, "");
+    let page = body(&report(&mut admin, &arguments)).replace("node primary, ", "");
+    assert_eq!(page, here, "without preloading");
+    // Settings are unknown then, and everything else is as it was.
+    let unknown: i64 = admin
+        .query_one(
+            "SELECT count(*) FROM impersonate.help() WHERE (meaning LIKE 'known while%') <> (kind = 'setting')",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    assert_eq!(unknown, 0);
+}

@@ -1,4 +1,5 @@
 //! documents FILE...: runs the SQL of documents and compares what comes out with what they say comes out.
+//! documents --links FILE...: whether what they point to, in this folder, is there.
 //!
 //! Each document has a server and a database of its own, `hr`, and is read from top to bottom:
 //!
@@ -16,6 +17,7 @@ use impersonate_server_tests::Cluster;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ExitCode, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -28,8 +30,15 @@ const MARK: &str = "=== that was the block ===";
 
 fn main() -> ExitCode {
     let accept = std::env::var("ACCEPT").is_ok_and(|value| value == "1");
+    let files: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("--links", files)) = files.split_first().map(|(first, files)| (first.as_str(), files)) {
+        let (dead, found) = dead_links(files);
+        dead.iter().for_each(|link| println!("not ok {link}"));
+        println!("{found} links");
+        return ExitCode::from(u8::from(!dead.is_empty() || found == 0));
+    }
     let mut good = true;
-    for file in std::env::args().skip(1) {
+    for file in files {
         let text = fs::read_to_string(&file).expect("the document can be read");
         let (found, blocks) = run(&text);
         if found == text && blocks > 0 {
@@ -254,6 +263,62 @@ impl Drop for Stage<'_> {
             session.end();
         }
     }
+}
+
+/// Links to files and headings that are not there, and how many links there are in all.
+fn dead_links(files: &[String]) -> (Vec<String>, usize) {
+    let mut dead = Vec::new();
+    let mut found = 0;
+    for file in files {
+        let text = fs::read_to_string(file).expect("the document can be read");
+        let prose: String = prose(&text).collect::<Vec<_>>().join("\n");
+        for link in prose.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            found += 1;
+            let (path, heading) = link
+                .split_once('#')
+                .map_or((link, None), |(path, heading)| (path, Some(heading)));
+            let there = if path.is_empty() {
+                Some(text.clone())
+            } else {
+                fs::read_to_string(Path::new(file).with_file_name(path)).ok()
+            };
+            let good = match (there, heading) {
+                (None, _) => false,
+                (Some(_), None) => true,
+                (Some(text), Some(heading)) => prose_headings(&text).any(|name| name == heading),
+            };
+            if !good {
+                dead.push(format!("{file}: {link}"));
+            }
+        }
+    }
+    (dead, found)
+}
+
+/// The lines that are not in blocks of code.
+fn prose(text: &str) -> impl Iterator<Item = &str> {
+    let mut inside = false;
+    text.lines().filter(move |line| {
+        let fence = line.starts_with("```");
+        inside ^= fence;
+        !inside && !fence && !line.starts_with("    ")
+    })
+}
+
+/// Headings as links name them.
+fn prose_headings(text: &str) -> impl Iterator<Item = String> + '_ {
+    prose(text).filter(|line| line.starts_with('#')).map(|line| {
+        line.trim_start_matches('#')
+            .trim()
+            .to_lowercase()
+            .chars()
+            .filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c))
+            .map(|c| if c == ' ' { '-' } else { c })
+            .collect()
+    })
 }
 
 /// By the program for it: the documents are short.

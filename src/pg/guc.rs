@@ -179,6 +179,8 @@ unsafe impl<T> Sync for Process<T> {}
 
 static HANDLERS: Process<Option<&'static Handlers>> = Process(Cell::new(None));
 static CORE: Process<Option<&'static Hooks>> = Process(Cell::new(None));
+/// A value of `role` is being put back. Checks of it give a warning at most, so this ends with the call.
+static RESTORING: Process<bool> = Process(Cell::new(false));
 /// A value that the connection starts with has been accepted, and not been taken yet.
 static STARTING: Process<bool> = Process(Cell::new(false));
 static TARGET_VALUE: Process<*mut c_char> = Process(Cell::new(std::ptr::null_mut()));
@@ -449,6 +451,8 @@ unsafe extern "C-unwind" fn check_role(
                 Ok(None) => return true,
                 Err(refusal) => return refuse(&refusal),
             }
+        } else if let Some(state) = restored_for_superuser(value) {
+            state
         } else {
             let Some(check) = core().role_check else { return false };
             if !pg_sys::ffi::pg_guard_ffi_boundary(|| check(newval, extra, source)) {
@@ -488,6 +492,21 @@ fn impersonation() -> Option<([u8; 16], Oid)> {
     } else {
         (handlers().impersonation)()
     }
+}
+
+/// A role that is put back, where the session user of the moment may not be the one that it was set by: only who logged
+/// in as a superuser can be another, and may set any role.
+fn restored_for_superuser(value: &CStr) -> Option<RoleState> {
+    if !RESTORING.0.get() || !identity::in_transaction() || !identity::superuser(identity::authenticated_user()) {
+        return None;
+    }
+    let role = identity::role_named(value).filter(|_| value != c"none")?;
+    Some(RoleState {
+        role,
+        superuser: identity::superuser(role),
+        impersonation: [0; 16],
+        name: name_of(value.to_bytes()),
+    })
 }
 
 /// X1: inside an impersonation, SET ROLE follows the target's memberships, whoever the session user is.
@@ -722,7 +741,10 @@ pub fn set_role(state: &RoleState, local: bool) {
     } else {
         name_cstring(&state.name)
     };
-    if set(&value) <= 0 {
+    RESTORING.0.set(true);
+    let was_set = set(&value) > 0;
+    RESTORING.0.set(false);
+    if !was_set {
         set(c"none");
     }
 }

@@ -130,6 +130,12 @@ pub fn role_named(name: &CStr) -> Option<Oid> {
     (role != Oid::INVALID).then_some(role)
 }
 
+/// The role that logged in, whatever SET SESSION AUTHORIZATION said since.
+pub fn authenticated_user() -> Oid {
+    // SAFETY: a plain global of the server's.
+    unsafe { pg_sys::GetAuthenticatedUserId() }
+}
+
 /// Whether the role is a superuser.
 pub fn superuser(role: Oid) -> bool {
     // SAFETY: a catalog look-up in a transaction.

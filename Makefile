@@ -21,7 +21,7 @@ export CLIENTS FEATURES PROFILE ACCEPT DESTDIR CORE_SOURCE SQLSMITH_QUERIES
 SHELL = /bin/bash
 
 .PHONY: help setup demo psql check check-all check-lint check-policy check-regress check-isolation check-server \
-	check-clients check-core check-packages bench dev build all deb dist install uninstall clean
+	check-clients check-core check-packages check-fresh bench dev build all deb dist install uninstall clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -61,6 +61,9 @@ check-core: ## Postgres' own regression suite with the extension preloaded; not 
 
 check-packages: ## builds, installs (by apt into a Debian of its own, as root) and uses the packages; not part of check
 	@scripts/check-packages.sh
+
+check-fresh: ## README's commands in a fresh Debian, as root and as a user; wants root, takes long; not part of check
+	@scripts/check-fresh.sh
 
 bench: ## what it costs
 	@scripts/setup.sh

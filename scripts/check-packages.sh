@@ -11,6 +11,7 @@
 set -euo pipefail
 asked=${PG:-}
 . "$(dirname "$0")/lib.sh"
+. "$root/scripts/debian.sh"
 cd "$root"
 
 majors=${asked:-$MAJORS}
@@ -163,38 +164,26 @@ use_archive() {
 # ----------------------------------------------------------------------------------------- into a Debian of its own ---
 
 debian() {
-    local suite=bookworm sources=()
-    scripts/fetch-tools.sh mmdebstrap
-    # From where this machine's packages come, if it is the same release.
-    if grep -qs "VERSION_CODENAME=$suite" /etc/os-release; then
-        mapfile -t sources < <(compgen -G '/etc/apt/sources.list.d/*.sources'
-            [ ! -s /etc/apt/sources.list ] || echo /etc/apt/sources.list)
-    fi
-    .tools/mmdebstrap/run --mode=root --variant=apt --include=postgresql-15,lintian \
-        --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt=force-unsafe-io $suite "$scratch/debian" "${sources[@]}"
+    make_debian "$scratch/debian" postgresql-15 lintian
     mkdir "$scratch/debian/check"
     cp tests/packages/use.sql "$scratch/debian/check/"
 }
 
-# in_debian SCRIPT: without a network, and with processes that end with it.
-in_debian() {
-    unshare --mount --pid --fork --net --ipc --kill-child sh -euc '
-        mount -t proc proc "$1/proc"
-        mount -t tmpfs tmpfs "$1/dev/shm" 2>/dev/null || { mkdir -p "$1/dev/shm"; mount -t tmpfs tmpfs "$1/dev/shm"; }
-        exec chroot "$1" /bin/bash -euo pipefail -c "$2"' sh "$scratch/debian" \
-        "export DEBIAN_FRONTEND=noninteractive LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
+# there SCRIPT
+there() {
+    in_debian "$scratch/debian" "
         server() { pg_ctlcluster 15 main \$1; }
         as_postgres() { setpriv --reuid=postgres --regid=postgres --init-groups -- \"\$@\"; }
         sql() { as_postgres psql -XqAt \"\$@\" 2>&1; }
-        $1"
+        $1" --net
 }
 
 lint() {
-    in_debian 'lintian --allow-root --no-cfg --fail-on error --suppress-tags bogus-mail-host /check/first.deb'
+    there 'lintian --allow-root --no-cfg --fail-on error --suppress-tags bogus-mail-host /check/first.deb'
 }
 
 by_apt() {
-    in_debian '
+    there '
         apt-get -q -y install /check/first.deb
         echo "local all all trust" >/etc/postgresql/15/main/pg_hba.conf
         server start

@@ -30,8 +30,9 @@ furnish() {
     local home=$fresh/$1 name
     mkdir -p "$home/impersonate" "$fresh/opt/registry"
     git archive HEAD | tar -x -C "$home/impersonate"
-    for name in resolv.conf hosts apt/apt.conf.d ssl/certs; do
-        [ ! -e "/etc/$name" ] || { mkdir -p "$fresh/etc/$(dirname "$name")"; cp -aLT "/etc/$name" "$fresh/etc/$name"; }
+    for name in resolv.conf hosts ssl/certs/ca-certificates.crt /etc/apt/apt.conf.d/*; do
+        name=${name#/etc/}
+        [ ! -f "/etc/$name" ] || cp -L --remove-destination "/etc/$name" "$fresh/etc/$name"
     done
     [ ! -d "${CARGO_HOME:-$HOME/.cargo}/registry" ] || cp -a "${CARGO_HOME:-$HOME/.cargo}/registry" "$fresh/opt/registry/"
 }

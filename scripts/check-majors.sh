@@ -55,6 +55,11 @@ check() {
 }
 
 for major in $MAJORS; do
+    # From the default one, which has the extension by now, by pg_upgrade to each later one.
+    older=$(PG=$PG TEST_PG_CONFIG='' test_pg_config)
+    older=${older%/pg_config}
+    export IMPERSONATE_OLDER=
+    [ "$major" -le "$PG" ] || [ ! -x "$older/postgres" ] || IMPERSONATE_OLDER=$older
     if [ "$major" = "$PG" ] || [ "$all" = yes ]; then
         check "$major"
     else

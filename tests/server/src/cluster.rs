@@ -41,7 +41,11 @@ fn bin_dir() -> &'static Path {
 
 /// A program of the server, with nothing of the caller's environment that would make it talk to another one.
 fn program(name: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new(bin_dir().join(name.as_ref()));
+    program_of(bin_dir(), name)
+}
+
+fn program_of(bin: &Path, name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(bin.join(name.as_ref()));
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("PG") {
             command.env_remove(name);
@@ -56,7 +60,11 @@ fn program(name: impl AsRef<OsStr>) -> Command {
 
 /// A program of the server that must not run as root.
 fn server_program(name: &str) -> Command {
-    let mut command = program(name);
+    server_program_of(bin_dir(), name)
+}
+
+fn server_program_of(bin: &Path, name: &str) -> Command {
+    let mut command = program_of(bin, name);
     command.env("HOME", guard::folder());
     account::run_as(&mut command);
     command
@@ -70,16 +78,21 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}\n{said}", output.status);
 }
 
+fn initdb(programs: &Path, folder: &Path, options: &[&str]) {
+    run(server_program_of(programs, "initdb")
+        .arg("-D")
+        .arg(folder)
+        .args(["-U", OWNER])
+        .args(["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"])
+        .args(options));
+}
+
 /// An empty data folder, made once and copied: initdb takes longer than a server's start.
 fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
         let folder = guard::folder().join("template");
-        run(server_program("initdb")
-            .arg("-D")
-            .arg(&folder)
-            .args(["-U", OWNER])
-            .args(["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]));
+        initdb(bin_dir(), &folder, &[]);
         folder
     })
 }
@@ -92,6 +105,7 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     keep: bool,
     tcp: bool,
+    programs: Option<PathBuf>,
 }
 
 impl Builder {
@@ -113,6 +127,13 @@ impl Builder {
         self
     }
 
+    /// Of another installation: the folder of its programs. Its data has checksums, which is the default of some
+    /// versions, and two of different versions must have alike to be moved by pg_upgrade.
+    pub fn programs(mut self, programs: &Path) -> Self {
+        self.programs = Some(programs.to_owned());
+        self
+    }
+
     pub fn start(self) -> Cluster {
         let mut cluster = self.create();
         cluster.start();
@@ -125,13 +146,17 @@ impl Builder {
         fs::create_dir(&folder).unwrap();
         account::give(&folder).unwrap();
         // Ownership and modes included; a socket's or a pid's file is not yet there.
-        run(Command::new("cp").arg("-a").arg(template()).arg(folder.join("data")));
+        match &self.programs {
+            None => run(Command::new("cp").arg("-a").arg(template()).arg(folder.join("data"))),
+            Some(programs) => initdb(programs, &folder.join("data"), &["--data-checksums"]),
+        }
 
         let port = if self.tcp { free_port() } else { 5432 };
         let cluster = Cluster {
             folder,
             port,
             server: None,
+            programs: self.programs.clone().unwrap_or_else(|| bin_dir().to_owned()),
             environment: Vec::new(),
         };
         cluster.set("unix_socket_directories", &cluster.folder.display().to_string());
@@ -172,6 +197,7 @@ pub struct Cluster {
     folder: PathBuf,
     port: u16,
     server: Option<Child>,
+    programs: PathBuf,
     environment: Vec<(String, String)>,
 }
 
@@ -243,7 +269,7 @@ impl Cluster {
             .append(true)
             .open(self.folder.join("log"))
             .unwrap();
-        let mut command = server_program("postgres");
+        let mut command = server_program_of(&self.programs, "postgres");
         command
             .arg("-D")
             .arg(self.data())
@@ -312,6 +338,11 @@ impl Cluster {
         self.start();
     }
 
+    /// The folder of the programs of the installation that is tested.
+    pub fn programs() -> PathBuf {
+        bin_dir().to_owned()
+    }
+
     /// The folder of extensions' control files and scripts, of the installation that all clusters share.
     pub fn extensions() -> PathBuf {
         let output = Command::new(bin_dir().join("pg_config")).arg("--sharedir").output();
@@ -372,11 +403,11 @@ impl Cluster {
     #[track_caller]
     pub fn pg_upgrade_from(&self, old: &Cluster) {
         assert!(self.server.is_none() && old.server.is_none(), "both are stopped");
-        let output = server_program("pg_upgrade")
+        let output = server_program_of(&self.programs, "pg_upgrade")
             .arg("-b")
-            .arg(bin_dir())
+            .arg(&old.programs)
             .arg("-B")
-            .arg(bin_dir())
+            .arg(&self.programs)
             .arg("-d")
             .arg(old.data())
             .arg("-D")
@@ -497,6 +528,7 @@ impl Cluster {
             folder,
             port: 5432,
             server: None,
+            programs: self.programs.clone(),
             environment: self.environment.clone(),
         };
         standby.set("unix_socket_directories", &standby.folder.display().to_string());

@@ -566,3 +566,53 @@ fn an_older_library_asks_for_a_restart() {
         restart,
     );
 }
+
+// --------------------------------------------------------------------------------- from an older server (pg_upgrade) ---
+
+/// pg_upgrade from an older major takes the extension along as it is: rights, projects, mappings and the audit, whose
+/// chain goes on. The older server's programs are in the folder of `IMPERSONATE_OLDER`, with the same version of the
+/// extension installed.
+#[test]
+#[ignore = "takes two servers: scripts/check-majors.sh gives it the older one"]
+fn pg_upgrade_from_an_older_server_keeps_everything() {
+    let programs = PathBuf::from(std::env::var_os("IMPERSONATE_OLDER").expect("IMPERSONATE_OLDER is set"));
+    let mut old = Cluster::builder().programs(&programs).start();
+    roles(&old);
+    let database = old.database("moved");
+    fill(&database);
+    let name = database.name.clone();
+    let mut admin = database.connect("postgres");
+    let number = "SELECT current_setting('server_version_num')::int / 10000";
+    let older: i32 = admin.query_one(number, &[]).unwrap().get(0);
+    let before = kept(&mut admin);
+    assert!(before.len() > 10, "{before:#?}");
+    drop(admin);
+    drop(database);
+    old.stop();
+
+    let this = Cluster::programs();
+    let mut new = Cluster::builder().programs(&this).create();
+    new.pg_upgrade_from(&old);
+    new.start();
+    let database = Database { cluster: &new, name };
+    let mut admin = database.connect("postgres");
+    let newer: i32 = admin.query_one(number, &[]).unwrap().get(0);
+    assert!(newer > older, "from {older} to {newer}");
+    assert_eq!(kept(&mut admin), before);
+    // The rights are the same roles' rights, and what is done now is chained to what was done before.
+    act(&database);
+    let mut anna = database.connect("anna");
+    anna.simple_query("SELECT setuser('bob')").unwrap();
+    let seen = "SELECT concat(impersonator, target, last_statement_start > since - interval '1 minute')
+                  FROM impersonate.active";
+    assert_eq!(rows(&mut admin, seen), ["annabobt"]);
+    anna.simple_query("SELECT setuser()").unwrap();
+    admin.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    assert!(kept(&mut admin).len() > before.len());
+    let verified = rows(
+        &mut admin,
+        "SELECT concat(ok, rows_checked, detail) FROM impersonate.audit_verify()",
+    );
+    let stored = rows(&mut admin, "SELECT concat('t', count(*)) FROM impersonate.audit");
+    assert_eq!(verified, stored);
+}

@@ -81,7 +81,8 @@ fetch_packages() {
     for deb in ./*.deb; do
         dpkg-deb --fsys-tarfile "$deb" | tar -C "$new" -x --no-same-owner --keep-directory-symlink \
             --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' \
-            --exclude='./usr/share/lintian/*' --exclude='./usr/share/postgresql/*/man/*' --exclude='*/bitcode/*'
+            --exclude='./usr/share/lintian/*' --exclude='./usr/share/postgresql/*/man/*' \
+            --exclude='*/bitcode/*' --exclude='*/llvmjit*'
         dpkg-deb -f "$deb" Package Version >>"$new/packages.new"
     done
     cd "$new"

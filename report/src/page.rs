@@ -538,6 +538,12 @@ impl<'a> Table<'a> {
         self.html.push_str("<tr>");
         for (column, cell) in self.columns.iter().zip(cells) {
             let class = if NUMBERS.contains(column) { " class=\"r\"" } else { "" };
+            // One element, as a phone puts the column's name beside it.
+            let cell = if cell.is_empty() {
+                String::new()
+            } else {
+                format!("<div>{cell}</div>")
+            };
             let _ = write!(self.html, "<td data-l=\"{column}\"{class}>{cell}</td>");
         }
         self.html.push_str("</tr>");
@@ -600,5 +606,205 @@ fn meaning(sqlstate: &str) -> &'static str {
             "XX" => "internal error",
             _ => "else",
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Chain, Counts, Denied, Density, Failure, Mark, MarkKind, Relation};
+
+    /// What would be a tag, end a quotation or a comment, turn text around, or is not there to be seen.
+    const HOSTILE: &str =
+        "</td></table><script>alert(1)</script><!-- \" onload='x' \\ &lt; ]]> \u{202E}\0\u{FEFF}\u{1F600}";
+
+    fn listed<T>(row: T, total: u64) -> Listed<T> {
+        Listed { rows: vec![row], total }
+    }
+
+    /// Each text in it is hostile, each list has more than is shown, and each number is as large as can be.
+    fn hostile() -> Report {
+        let text = || HOSTILE.to_owned();
+        let incident = || Incident {
+            event_id: i64::MAX,
+            at: i64::MAX,
+            event: text(),
+            person: text(),
+            acted_as: Some(text()),
+            sqlstate: text(),
+            statement: Some(HOSTILE.repeat(100)),
+            why: Some(text()),
+        };
+        Report {
+            database: text(),
+            server_version: HOSTILE.replace(' ', ""),
+            made_by: text(),
+            made_at: i64::MIN,
+            from: -211_813_488_000_000_000,
+            to: 9_223_371_331_199_999_999,
+            counts: Counts {
+                events: u64::MAX,
+                impersonations: u64::MAX,
+                impersonators: u64::MAX,
+                people: u64::MAX,
+                targets: u64::MAX,
+                statements: u64::MAX,
+                failures: u64::MAX,
+                denied: u64::MAX,
+                violations: 1,
+                terminated: 2,
+                rights: u64::MAX,
+            },
+            impersonations: listed(
+                Impersonation {
+                    person: text(),
+                    target: text(),
+                    began: Some(i64::MIN / 2),
+                    ended: Some(i64::MAX / 2),
+                    seen: (i64::MIN, i64::MAX),
+                    how: Some(text()),
+                    reason: Some(text()),
+                    statements: u64::MAX,
+                    failures: u64::MAX,
+                    origin: text(),
+                    first_event: i64::MIN,
+                },
+                u64::MAX,
+            ),
+            density: vec![Density {
+                person: text(),
+                bin: timeline::BINS - 1,
+                count: u64::MAX / 4,
+            }],
+            marks: [MarkKind::Denied, MarkKind::Violation, MarkKind::Terminated]
+                .map(|kind| Mark {
+                    person: text(),
+                    at: i64::MAX,
+                    kind,
+                    count: 1,
+                })
+                .to_vec(),
+            pairs: listed(
+                Pair {
+                    person: text(),
+                    target: text(),
+                    impersonations: u64::MAX,
+                },
+                u64::MAX,
+            ),
+            denied: listed(
+                Denied {
+                    person: text(),
+                    target: Some(text()),
+                    attempts: u64::MAX,
+                    last: 0,
+                    why: text(),
+                },
+                2,
+            ),
+            relations: listed(
+                Relation {
+                    name: text(),
+                    accesses: [u64::MAX, 0, 1, 2, 3],
+                    people: vec![text(), text()],
+                    people_total: u64::MAX,
+                    last: 0,
+                },
+                3,
+            ),
+            failures: listed(
+                Failure {
+                    sqlstate: text(),
+                    count: 1,
+                    people: 1,
+                },
+                4,
+            ),
+            failed: listed(incident(), 5),
+            incidents: listed(incident(), 6),
+            rights: listed(incident(), 7),
+            record: listed(incident(), 8),
+            chain: Chain {
+                events: Some((i64::MIN, i64::MAX)),
+                hash: Some(text()),
+                verified: Verified::Broken {
+                    first_bad: Some(i64::MIN),
+                    damage: text(),
+                    detail: text(),
+                },
+            },
+        }
+    }
+
+    /// Panics unless each tag is one of the page's own and is closed where it should be. How many there are.
+    fn well_formed(page: &str) -> usize {
+        const OWN: &str =
+            " html head meta title style body header main footer section nav h1 h2 p dl div dt dd ul li a b \
+                           small span bdi code time table caption thead tbody tr th td br wbr svg rect line path text ";
+        let mut open: Vec<&str> = Vec::new();
+        let mut tags = 0;
+        let mut rest = page.strip_prefix("<!DOCTYPE html>").unwrap();
+        while let Some(at) = rest.find('<') {
+            let end = at + rest[at..].find('>').expect("a tag ends");
+            let tag = &rest[at + 1..end];
+            rest = &rest[end + 1..];
+            tags += 1;
+            assert!(!tag.contains('<'), "{tag}");
+            assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+            if let Some(name) = tag.strip_prefix('/') {
+                assert_eq!(open.pop(), Some(name), "in {open:?}");
+                continue;
+            }
+            let name = tag.split([' ', '/']).next().unwrap();
+            assert!(OWN.contains(&format!(" {name} ")), "{tag}");
+            if !tag.ends_with('/') && !["meta", "br", "wbr"].contains(&name) {
+                open.push(name);
+            }
+        }
+        assert_eq!(open, [""; 0]);
+        tags
+    }
+
+    #[test]
+    fn whatever_is_in_the_audit_the_page_is_well_formed_and_ascii() {
+        let page = page(&hostile());
+        assert!(page.is_ascii());
+        assert!(well_formed(&page) > 200);
+        for never in ["<script", "<!--", "&#x202E;", "&#xFEFF;", "&#x0;"] {
+            assert!(!page.contains(never), "{never}");
+        }
+        // A statement of any length is cut.
+        assert!(page.len() < 120_000, "{} bytes", page.len());
+        // What is said once for each list.
+        for more in [
+            "and 1 more person and role<",
+            "and 2 more relations<",
+            "and 3 more SQLSTATEs<",
+            "and 4 more statements<",
+            "and 5 more events<",
+            "and 6 more changes<",
+            "and 7 more events<",
+        ] {
+            assert!(page.contains(more), "{more}");
+        }
+    }
+
+    #[test]
+    fn an_empty_period_is_well_formed_too() {
+        let page = page(&Report::default());
+        assert!(well_formed(&page) > 50);
+        assert!(page.contains("Nothing is on record in this period."));
+        assert!(!page.contains("and 0 more"));
+    }
+
+    #[test]
+    fn only_the_style_sheet_is_allowed() {
+        let page = page(&Report::default());
+        let policy = page.split("Content-Security-Policy\" content=\"").nth(1).unwrap();
+        let policy = policy.split('"').next().unwrap();
+        let style = page.split("<style>").nth(1).unwrap().split("</style>").next().unwrap();
+        assert_eq!(policy, style::policy(style));
+        assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"));
+        assert!(!policy.contains("unsafe"));
     }
 }

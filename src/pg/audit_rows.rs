@@ -98,6 +98,8 @@ pub fn newest<R>(work: impl FnOnce(&Access) -> R) -> R {
 pub fn purging<R>(work: impl FnOnce(&Access) -> R) -> R {
     let mut settings = vec![
         (c"enable_seqscan", c"off"),
+        // What is left looks so expensive then that it would be compiled.
+        (c"jit", c"off"),
         (c"session_replication_role", c"replica"),
         (c"datestyle", c"ISO, YMD"),
         (c"timezone", c"UTC"),

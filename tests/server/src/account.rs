@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// `None`: the account that the tests run as.
-pub fn other() -> Option<(u32, u32)> {
+fn other() -> Option<(u32, u32)> {
     static OTHER: OnceLock<Option<(u32, u32)>> = OnceLock::new();
     *OTHER.get_or_init(|| {
         let me = fs::metadata("/proc/self").expect("/proc is mounted").uid();

@@ -3,7 +3,7 @@
 //! It is the one that `scripts/fetch-tools.sh chromium-headless-shell` unpacks, else one in the usual places. What a
 //! page does is taken down: requests, and whatever it or the browser says about it.
 
-use crate::{account, guard, unique};
+use crate::{guard, unique};
 use serde_json::{json, Value};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -55,16 +55,14 @@ impl Browser {
                 "--disable-gpu",
                 "--no-first-run",
             ])
+            // Its own walls need an ordinary user, and leave to make name spaces; what it is shown here is ours.
+            .arg("--no-sandbox")
             .arg(format!("--user-data-dir={}", folder.join("profile").display()))
             .env("TMPDIR", &folder)
             .env("HOME", &folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(folder.join("log")).unwrap());
-        if account::other().is_some() {
-            // Its own walls need an ordinary user; what it is shown here is ours.
-            command.arg("--no-sandbox");
-        }
         let mut process = command.spawn().expect("sh can be run");
         let commands = process.stdin.take().unwrap();
         let mut answers = BufReader::new(process.stdout.take().unwrap());

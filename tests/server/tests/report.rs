@@ -210,6 +210,9 @@ const COMPLAINTS: &str = r#"
     if (!table.caption || !table.caption.textContent) complaints.push('a table without a caption');
     for (const head of table.querySelectorAll('th')) if (!head.scope) complaints.push('a th without scope');
   }
+  for (const cell of document.querySelectorAll('.cards td')) {
+    if (cell.childNodes.length > 1) complaints.push(`a cell of several parts: ${cell.textContent.slice(0, 40)}`);
+  }
   for (const drawing of document.querySelectorAll('svg')) {
     const hidden = drawing.closest('[aria-hidden=true]') || drawing.parentElement.closest('svg');
     if (!hidden && !drawing.getAttribute('aria-label')) complaints.push('an svg without a label');

@@ -42,9 +42,13 @@ enum Op {
         local: bool,
         cookie: Option<&'static str>,
         no_revert: bool,
+        door: Door,
     },
     EndUser {
         cookie: Option<&'static str>,
+        /// For the rest of the transaction.
+        local: bool,
+        door: Door,
     },
     SetRole {
         role: &'static str,
@@ -91,6 +95,26 @@ enum Op {
     },
 }
 
+/// By which statement, if it has no more to say than who.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Door {
+    SetUser,
+    Set,
+    Reset,
+    SetConfig,
+    Call,
+}
+
+const DOORS: [Door; 7] = [
+    Door::SetUser,
+    Door::SetUser,
+    Door::SetUser,
+    Door::Set,
+    Door::Reset,
+    Door::SetConfig,
+    Door::Call,
+];
+
 /// What is sent in one go.
 #[derive(Clone, Debug, PartialEq)]
 enum Step {
@@ -119,9 +143,12 @@ fn random_op(random: &mut Random) -> Op {
             local,
             cookie: random_cookie(random),
             no_revert: random.below(40) == 0,
+            door: random.of(&DOORS),
         },
         7..=9 => Op::EndUser {
             cookie: random_cookie(random),
+            local: random.below(6) == 0,
+            door: random.of(&DOORS),
         },
         10..=13 => Op::SetRole {
             role: random.of(&ROLES),
@@ -177,16 +204,32 @@ impl Op {
             Op::SetUser {
                 target,
                 local,
+                cookie: None,
+                no_revert: false,
+                door: door @ (Door::Set | Door::Reset | Door::SetConfig | Door::Call),
+            } => match door {
+                Door::SetConfig => format!("SELECT set_config('impersonate.target', '<{target}>', {local})"),
+                Door::Call if !local => format!("CALL impersonate.impersonate_user('<{target}>')"),
+                _ => format!("SET {}impersonate.target = '<{target}>'", word(local)),
+            },
+            Op::SetUser {
+                target,
+                local,
                 cookie,
                 no_revert,
+                door: _,
             } => format!(
                 "SELECT setuser('<{target}>', local => {local}{}{})",
                 cookie.map_or(String::new(), |cookie| format!(", cookie => '{cookie}'")),
                 if no_revert { ", no_revert => true" } else { "" }
             ),
-            Op::EndUser { cookie } => match cookie {
-                Some(cookie) => format!("SELECT setuser(cookie => '{cookie}')"),
-                None => "SELECT setuser()".to_owned(),
+            Op::EndUser { cookie, local, door } => match (cookie, door) {
+                (Some(cookie), _) => format!("SELECT setuser(cookie => '{cookie}', local => {local})"),
+                (None, Door::SetUser) => format!("SELECT setuser(local => {local})"),
+                (None, Door::SetConfig) => format!("SELECT set_config('impersonate.target', NULL, {local})"),
+                (None, Door::Call) if !local => "CALL impersonate.impersonate_user(NULL)".to_owned(),
+                (None, Door::Reset) if !local => "RESET impersonate.target".to_owned(),
+                (None, _) => format!("SET {}impersonate.target = ''", word(local)),
             },
             Op::SetRole { role: name, local } => format!("SET {}ROLE {}", word(local), role(name)),
             Op::ResetRole => "RESET ROLE".to_owned(),
@@ -550,6 +593,7 @@ impl Model {
                 local,
                 cookie,
                 no_revert,
+                door: _,
             } => {
                 if !self.may_change(cookie) || !self.may_set_user(target) {
                     return false;
@@ -574,8 +618,10 @@ impl Model {
                 self.next += 1;
                 self.state.target.set(Some(impersonation), local);
             }
-            Op::EndUser { cookie } => {
-                if !self.may_change(cookie) {
+            Op::EndUser { cookie, local, door: _ } => {
+                // What lasts beyond the transaction is not ended for its rest.
+                let lasting = self.state.target.session.is_some() && self.state.acting().is_some();
+                if !self.may_change(cookie) || (local && lasting) {
                     return false;
                 }
                 if self.state.acting().is_some() {

@@ -323,6 +323,15 @@ GRANT "SET USER" (carl) TO anna;
 CREATE TABLE public.committed (at timestamptz);
 SQL
     standby=$cluster/standby
+    stop_standby() {
+        [ ! -f "$standby/data/postmaster.pid" ] ||
+            (cd "$cluster" && as_server "$bindir/pg_ctl" -D "$standby/data" -m "$1" -w stop >/dev/null 2>&1) || true
+    }
+    at_exit() {
+        stop_standby immediate
+        cluster_remove
+        rm -rf "$scratch"
+    }
     (cd "$cluster" && as_server "$bindir/pg_basebackup" -D "$standby/data" -R -X stream -c fast -C -S standby --no-sync)
     as_server mkdir "$standby/socket"
     cat >>"$standby/data/postgresql.conf" <<CONF
@@ -383,7 +392,7 @@ CONF
                  WHERE a.node = 'standby' AND a.event = 'RESETUSER' AND a.detail->>'cause' = 'terminated'
                    AND a.event_time > c.at
                  GROUP BY c.at) w")
-    as_server "$bindir/pg_ctl" -D "$standby/data" -m fast -w stop >/dev/null
+    stop_standby fast
     run_psql -q -c "SELECT pg_drop_replication_slot('standby')" -o /dev/null
     stop
     tell ""

@@ -118,6 +118,8 @@ pub fn grant(world: &dyn World, existing: &[Right], request: &GrantRequest) -> R
     }
 
     let mut changes = Vec::new();
+    // With what this grant itself has changed so far: two grantees may hang on each other.
+    let mut rights = existing.to_vec();
     for grantee in without_repeats(&request.grantees) {
         let new = NewRight {
             grantee,
@@ -126,25 +128,38 @@ pub fn grant(world: &dyn World, existing: &[Right], request: &GrantRequest) -> R
             grantor,
             as_superuser: request.as_superuser,
         };
-        let stored = existing
-            .iter()
-            .find(|right| right.grantee == grantee && right.grantor == grantor && right.scope.is_same_kind(&new.scope));
+        let place = rights.iter().position(|right| {
+            right.grantee == grantee && right.grantor == grantor && right.scope.is_same_kind(&new.scope)
+        });
+        let stored = place.map(|place| &rights[place]);
         let result = stored.map_or_else(|| new.clone(), |old| merge(old, &new));
         if stored.is_some_and(|old| is_same(old, &result)) {
             continue;
         }
-        if result.admin.grants() && !result.as_superuser && hangs_on(world, existing, grantor, grantee) {
+        if result.admin.grants() && !result.as_superuser && hangs_on(world, &rights, grantor, grantee) {
             return Err(GrantError::Circular { grantor, grantee });
         }
-        changes.push(match stored {
-            None => Change::Insert(result),
-            Some(old) => Change::Update {
-                id: old.id,
+        if let Some(place) = place {
+            let right = &mut rights[place];
+            (right.scope, right.admin, right.as_superuser) = (result.scope.clone(), result.admin, result.as_superuser);
+            changes.push(Change::Update {
+                id: right.id,
                 scope: result.scope,
                 admin: result.admin,
                 as_superuser: result.as_superuser,
-            },
-        });
+            });
+        } else {
+            rights.push(Right {
+                // Of none that is stored.
+                id: i64::MIN + changes.len() as i64,
+                grantee,
+                scope: result.scope.clone(),
+                admin: result.admin,
+                grantor,
+                as_superuser: result.as_superuser,
+            });
+            changes.push(Change::Insert(result));
+        }
     }
     Ok(changes)
 }

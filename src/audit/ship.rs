@@ -172,7 +172,6 @@ impl Shipper {
             Some((of, position)) if of == id => position,
             _ => self.send(&owner, &id, b"")?,
         };
-        self.report(&owner)?;
         // What no writer of this run has opened is as it was left.
         let until = match self.place.stored() {
             0 => u64::MAX,
@@ -194,6 +193,7 @@ impl Shipper {
                     "the primary has position {confirmed} of this spool, which ends before it"
                 )));
             }
+            self.report(&owner)?;
             return Ok(Step::Nothing);
         }
         if batch.entries[0].position != confirmed + 1 {
@@ -208,6 +208,7 @@ impl Shipper {
                 "the primary did not take the events that it was sent".to_owned(),
             ));
         }
+        self.report(&owner)?;
         Ok(Step::Sent)
     }
 
@@ -297,7 +298,7 @@ impl Shipper {
         let active = worker::catch(|| worker::transaction(|| nodes::known().and_then(|_| one_text(ACTIVE))))?;
         let Some(active) = active else { return Ok(()) };
         let due = match &self.reported {
-            Some((at, said)) => *said != active || now() - at > REPORT_EVERY,
+            Some((at, said)) => *said != active || (now() - at > REPORT_EVERY && active != b"[]"),
             None => true,
         };
         if !due {

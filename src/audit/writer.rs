@@ -257,6 +257,7 @@ struct Writer {
     keeper: Keeper,
     /// There may be events in this node's own spool, and this is how far they were read.
     take_in: Option<Reader>,
+    spools_turn: bool,
     /// Impersonations are watched: role changes come without a statement that would judge them (N1).
     watches: bool,
     /// When it was last logged that they couldn't be judged.
@@ -318,6 +319,7 @@ impl Writer {
             asked_to_end_at: None,
             keeper: Keeper::new(),
             take_in: own_spool(),
+            spools_turn: false,
             watches: false,
             watch_failed_at: 0,
         }
@@ -373,8 +375,12 @@ impl Writer {
         if worker::in_recovery() {
             return self.round_of_standby();
         }
-        if let Some(round) = self.take_in()? {
-            return Ok(round);
+        // By turns, so that nobody waits for all of a spool.
+        self.spools_turn = !self.spools_turn || self.lane.is_empty();
+        if self.spools_turn {
+            if let Some(round) = self.take_in()? {
+                return Ok(round);
+            }
         }
         let recovering = self.failures > 0;
         if self.lane.is_empty() && !recovering {

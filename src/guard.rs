@@ -442,26 +442,28 @@ fn doom(entry: &Entry, why: &str, mut detail: serde_json::Value) -> bool {
     detail["by"] = identity::to_utf8(&by.session_user).into();
     detail["by_pid"] = identity::pid().into();
     let detail = identity::speakable(&detail.to_string()).into_owned();
-    let state = &entry.state;
-    audit::push_to(
-        entry.database,
-        &Event {
-            user_name: name_bytes(&state.target_name),
-            session_user_name: name_bytes(&state.impersonator_name),
-            role_name: name_bytes(&state.target_name),
-            impersonation_id: Some(state.id),
-            pid: entry.pid,
-            session_start: entry.session_start,
-            application_name: None,
-            client_addr: None,
-            grant_id: (state.grant_id != 0).then_some(state.grant_id),
-            reason: state.reason.text(),
-            sqlstate: *b"57P01",
-            detail: Some(detail.as_bytes()),
-            ..statements::blank_event(Kind::Terminated)
-        },
-    );
+    audit::push_to(entry.database, &terminated(entry, &detail));
     backends::terminate(entry.pid)
+}
+
+/// That another session's impersonation is ended.
+fn terminated<'a>(entry: &'a Entry, detail: &'a str) -> Event<'a> {
+    let state = &entry.state;
+    Event {
+        user_name: name_bytes(&state.target_name),
+        session_user_name: name_bytes(&state.impersonator_name),
+        role_name: name_bytes(&state.target_name),
+        impersonation_id: Some(state.id),
+        pid: entry.pid,
+        session_start: entry.session_start,
+        application_name: None,
+        client_addr: None,
+        grant_id: (state.grant_id != 0).then_some(state.grant_id),
+        reason: state.reason.text(),
+        sqlstate: *b"57P01",
+        detail: Some(detail.as_bytes()),
+        ..statements::blank_event(Kind::Terminated)
+    }
 }
 
 /// Waits until these connections are gone; the first that isn't after `milliseconds`.

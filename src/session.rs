@@ -416,7 +416,8 @@ fn clear_dead_value() {
     });
 }
 
-/// X2, and D1's refusal of all but the `exempt` statements: ends the connection if the role in force isn't the one that the session's own state amounts to.
+/// X2: ends the connection if the role in force isn't the one that the session's own state amounts to. Before that, D1's
+/// refusal of all but the `exempt` statements.
 pub fn check(exempt: bool) {
     if !exempt {
         refuse_statement();

@@ -3,12 +3,11 @@
 //! invalidations that are replayed with a commit, and judges every impersonation of its database again; those that it
 //! has not judged yet, too, as their switch may have missed what was replayed at that moment.
 
-use super::{about_broken, judge_all, note_for, Broken};
-use crate::audit::{self, Event, Kind, Watch};
+use super::{about_broken, judge_all, note_for, terminated, Broken};
+use crate::audit::{self, Watch};
 use crate::pg::active::{self, Entry};
-use crate::pg::guc::{name_bytes, name_text};
+use crate::pg::guc::name_text;
 use crate::pg::{backends, changes, identity, roles, worker};
-use crate::statements;
 use std::cell::RefCell;
 
 /// Microseconds after which a connection that was told to end is told again.
@@ -112,21 +111,6 @@ fn end(entry: &Entry, broken: &Broken) {
     let mut detail = about_broken(entry, broken);
     detail["cause"] = "replayed".into();
     let detail = identity::speakable(&detail.to_string()).into_owned();
-    let state = &entry.state;
-    audit::push_as_writer(&Event {
-        user_name: name_bytes(&state.target_name),
-        session_user_name: name_bytes(&state.impersonator_name),
-        role_name: name_bytes(&state.target_name),
-        impersonation_id: Some(state.id),
-        pid: entry.pid,
-        session_start: entry.session_start,
-        application_name: None,
-        client_addr: None,
-        grant_id: (state.grant_id != 0).then_some(state.grant_id),
-        reason: state.reason.text(),
-        sqlstate: *b"57P01",
-        detail: Some(detail.as_bytes()),
-        ..statements::blank_event(Kind::Terminated)
-    });
+    audit::push_as_writer(&terminated(entry, &detail));
     backends::terminate(entry.pid);
 }

@@ -846,15 +846,38 @@ unsafe extern "C-unwind" fn check_pattern(
     _extra: *mut *mut c_void,
     source: GucSource::Type,
 ) -> bool {
-    // SAFETY: the value is null or a string.
+    // SAFETY: the hook's own arguments.
+    unsafe {
+        may_become(new, source, |pattern| {
+            if identity::in_transaction() && !identity::starting_parallel_worker() {
+                super::regex::matches(pattern, b"");
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Whether a setting may change, and take this text.
+///
+/// # Safety
+/// The arguments are those of a check hook of a string.
+unsafe fn may_become(
+    new: *mut *mut c_char,
+    source: GucSource::Type,
+    takes: impl FnOnce(&[u8]) -> Result<(), Refusal>,
+) -> bool {
+    // SAFETY: the caller's promise; the value is null or a string.
     unsafe {
         if !may_change(source) {
             return false;
         }
-        if identity::in_transaction() && !identity::starting_parallel_worker() && !(*new).is_null() {
-            super::regex::matches(CStr::from_ptr(*new).to_bytes(), b"");
+        match (*new)
+            .as_ref()
+            .map_or(Ok(()), |text| takes(CStr::from_ptr(text).to_bytes()))
+        {
+            Ok(()) => true,
+            Err(refusal) => refuse(&refusal),
         }
-        true
     }
 }
 
@@ -865,21 +888,18 @@ unsafe extern "C-unwind" fn check_list(
     _extra: *mut *mut c_void,
     source: GucSource::Type,
 ) -> bool {
-    // SAFETY: the value is null or a string.
+    // SAFETY: the hook's own arguments.
     unsafe {
-        if !may_change(source) {
-            return false;
-        }
-        if (*new).is_null() || super::exempt::entries(CStr::from_ptr(*new).to_bytes()).is_some() {
-            return true;
-        }
+        may_become(new, source, |list| match super::exempt::entries(list) {
+            Some(_) => Ok(()),
+            None => Err(Refusal {
+                sqlstate: pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                message: "invalid list of roles for setting \"impersonate.exempt_roles\"".to_owned(),
+                detail: None,
+                hint: Some("SET impersonate.exempt_roles = 'role, \"Role\", owner, bypassrls';".to_owned()),
+            }),
+        })
     }
-    refuse(&Refusal {
-        sqlstate: pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-        message: "invalid list of roles for setting \"impersonate.exempt_roles\"".to_owned(),
-        detail: None,
-        hint: Some("SET impersonate.exempt_roles = 'role, \"Role\", owner, bypassrls';".to_owned()),
-    })
 }
 
 #[pg_guard]

@@ -134,10 +134,10 @@ unsafe extern "C-unwind" fn object_changes(class: Oid, object: Oid) {
 unsafe extern "C-unwind" fn permissions(table: *mut pg_sys::List, raise: bool) -> bool {
     // SAFETY: called as the server called us.
     unsafe {
-        if concerned() {
-            rows_change(table);
-        }
         if access::concerned() {
+            if !super::identity::parallel_worker() {
+                rows_change(table);
+            }
             access::rows_wanted(table, table);
         }
         PREVIOUS_PERMISSIONS.is_none_or(|previous| previous(table, raise))
@@ -148,10 +148,10 @@ unsafe extern "C-unwind" fn permissions(table: *mut pg_sys::List, raise: bool) -
 unsafe extern "C-unwind" fn permissions(table: *mut pg_sys::List, wanted: *mut pg_sys::List, raise: bool) -> bool {
     // SAFETY: called as the server called us.
     unsafe {
-        if concerned() {
-            rows_change(wanted);
-        }
         if access::concerned() {
+            if !super::identity::parallel_worker() {
+                rows_change(wanted);
+            }
             access::rows_wanted(table, wanted);
         }
         PREVIOUS_PERMISSIONS.is_none_or(|previous| previous(table, wanted, raise))

@@ -283,6 +283,45 @@ fn a_right_that_stood_by_itself_does_not_come_to_hang_on_its_own_grantee() {
 }
 
 #[test]
+fn a_ring_within_one_grant_is_seen() {
+    let mut town = Town::new();
+    let (former, group, helper, pool) = (
+        town.role("former"),
+        town.role("group"),
+        town.role("helper"),
+        town.role("pool"),
+    );
+    // former was a superuser when it made the group and helper admins. Its own admin is that of the group, and that of
+    // the pool, which helper made one.
+    town.member("former", "group", PLAIN);
+    town.member("former", "pool", PLAIN);
+    for (id, grantee) in [(1, group), (2, helper)] {
+        town.rights.push(Right {
+            id,
+            grantee,
+            scope: Scope::Any,
+            admin: Admin::Only,
+            grantor: former,
+            as_superuser: true,
+        });
+    }
+    give_any(&mut town, "helper", "pool", Admin::Option).unwrap();
+    assert!(may_grant(&town, pool));
+    // Each by itself still has the other to stand on; both together have nothing.
+    for one in ["group", "helper"] {
+        assert!(give_any(&mut town.clone(), "former", one, Admin::None).is_ok());
+    }
+    let both = request(&mut town, "former", &["group", "helper"], Scope::Any, Admin::None);
+    assert_eq!(
+        grant(&town, &town.rights, &both),
+        Err(GrantError::Circular {
+            grantor: former,
+            grantee: helper
+        })
+    );
+}
+
+#[test]
 fn privilege_names_are_read_in_any_case_and_not_otherwise_bent() {
     for (name, expected) in [
         ("SET USER", Some(Privilege::SetUser)),

@@ -3,7 +3,7 @@
 mod stage;
 
 use impersonate_server_tests::shared;
-use stage::{Session, Stage};
+use stage::{Session, Stage, PROTOCOLS};
 
 /// `<s>.inside`, `<s>.parted` (with two partitions), `<s>.v` over `<s>.outside`, and a table with a serial column are in
 /// project `<s>`, which `<bob>` has chosen; `<s>.outside` and others aren't. He may use all of them.
@@ -244,6 +244,70 @@ fn d3_dump_and_restore_keep_projects() {
     there.batch_execute("SET search_path = ''").unwrap();
     let row: String = there.query_one(look, &[]).unwrap().get(0);
     assert_eq!(row, "p other.\"T\",public.t {other} {postgres} {postgres}");
+}
+
+#[test]
+fn d3_every_kind_of_relation_is_in_a_project_or_not_by_either_protocol() {
+    let stage = prepared();
+    stage.admin(
+        "CREATE FOREIGN DATA WRAPPER <s>_w; CREATE SERVER <s>_srv FOREIGN DATA WRAPPER <s>_w;
+         CREATE FOREIGN TABLE <s>.abroad (a int) SERVER <s>_srv; CREATE FOREIGN TABLE <s>.far (a int) SERVER <s>_srv;
+         CREATE MATERIALIZED VIEW <s>.kept AS SELECT * FROM <s>.outside;
+         CREATE MATERIALIZED VIEW <s>.hidden AS SELECT * FROM <s>.inside;
+         CREATE TABLE <s>.policed (a int, b text); INSERT INTO <s>.policed VALUES (1, '<bob>'), (2, '<imp>');
+         ALTER TABLE <s>.policed ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY own ON <s>.policed USING (b = current_user);
+         CREATE POLICY by_others ON <s>.policed USING (a IN (SELECT a FROM <s>.outside));
+         CREATE TABLE <s>.clean (a int, b text); INSERT INTO <s>.clean VALUES (1, '<bob>'), (2, '<imp>');
+         ALTER TABLE <s>.clean ENABLE ROW LEVEL SECURITY; CREATE POLICY own ON <s>.clean USING (b = current_user);
+         CREATE SCHEMA <s>_all; CREATE TABLE <s>_all.t AS SELECT 1 AS a; GRANT USAGE ON SCHEMA <s>_all TO <bob>;
+         GRANT ALL ON ALL TABLES IN SCHEMA <s>, <s>_all TO <bob>;
+         ALTER FOREIGN TABLE <s>.abroad OWNER TO <bob>; ALTER FOREIGN TABLE <s>.far OWNER TO <bob>;
+         ALTER MATERIALIZED VIEW <s>.hidden OWNER TO <bob>;
+         SELECT impersonate.add_to_project('<s>', '<s>.abroad', '<s>.kept', '<s>.policed', '<s>.clean');
+         SELECT impersonate.add_schema_to_project('<s>', '<s>_all')",
+    );
+    // What comes to a schema later is in it as well.
+    stage.admin("CREATE TABLE <s>_all.later AS SELECT 2 AS a; GRANT SELECT ON <s>_all.later TO <bob>");
+    let mut session = stage.session();
+    session.become_role("bob");
+    for protocol in PROTOCOLS {
+        session.ok_by(protocol, "SELECT * FROM <s>.kept");
+        session.ok_by(protocol, "SELECT * FROM <s>_all.t, <s>_all.later");
+        assert_eq!(session.ok_by(protocol, "SELECT * FROM <s>.clean").len(), 1);
+        session.ok_by(protocol, "GRANT SELECT ON <s>.abroad TO <grp>");
+        for sql in [
+            "SELECT * FROM <s>.hidden",
+            "GRANT SELECT ON <s>.far TO <grp>",
+            "REFRESH MATERIALIZED VIEW <s>.hidden",
+            // A policy is a part of the statement that it belongs to.
+            "SELECT * FROM <s>.policed",
+            "DECLARE c CURSOR WITH HOLD FOR SELECT * FROM <s>.outside",
+        ] {
+            let error = session.fails_by(protocol, "42501", sql);
+            assert!(error.message.contains("is not in project"), "{sql}: {}", error.message);
+        }
+    }
+}
+
+/// A plan that was made, and a cursor that was opened, when the relation was in the project.
+#[test]
+fn d3_plans_and_cursors_from_before_do_not_get_around_it() {
+    let stage = prepared();
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.ok("PREPARE p AS SELECT * FROM <s>.inside");
+    for _ in 0..6 {
+        session.ok("EXECUTE p");
+    }
+    session.ok("BEGIN");
+    session.ok("DECLARE c CURSOR FOR SELECT * FROM <s>.inside");
+    stage.admin("SELECT impersonate.remove_from_project('<s>', '<s>.inside')");
+    refused(&mut session, "EXECUTE p");
+    session.ok("ROLLBACK");
+    refused(&mut session, "EXPLAIN EXECUTE p");
+    // One that is open has its rows, as after a REVOKE; no other can be opened.
+    refused(&mut session, "DECLARE c CURSOR WITH HOLD FOR SELECT * FROM <s>.inside");
 }
 
 /// What each session needs to have all that can run in a worker run in one.

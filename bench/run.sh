@@ -317,7 +317,7 @@ if wanted standby; then
 ALTER SYSTEM SET full_page_writes = on;
 CREATE ROLE shipper LOGIN;
 GRANT EXECUTE ON FUNCTION impersonate.audit_receive, impersonate.report_node TO shipper;
-CREATE ROLE spare;
+CREATE ROLE withheld;
 CREATE ROLE carl LOGIN;
 GRANT "SET USER" (carl) TO anna;
 CREATE TABLE public.committed (at timestamptz);
@@ -375,10 +375,10 @@ CONF
     for _ in {1..50}; do
         on_standby run_psql -qAt -U anna -c "SELECT setuser('carl')" -c 'SELECT pg_sleep(60)' >"$scratch/acting" 2>&1 &
         while [ "$(on_standby run_psql -qAt -c 'SELECT count(*) FROM impersonate.active')" != 1 ]; do sleep 0.05; done
-        run_psql -q -c 'BEGIN; GRANT spare TO carl; INSERT INTO public.committed SELECT clock_timestamp(); COMMIT'
+        run_psql -q -c 'BEGIN; GRANT withheld TO carl; INSERT INTO public.committed SELECT clock_timestamp(); COMMIT'
         wait $! || true
         grep -q 'may no longer act' "$scratch/acting" || die "the connection was not ended" "$(cat "$scratch/acting")"
-        run_psql -q -c 'REVOKE spare FROM carl'
+        run_psql -q -c 'REVOKE withheld FROM carl'
         caught_up
     done
     while [ "$(run_psql -qAt -c "SELECT count(*) FROM impersonate.audit

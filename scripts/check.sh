@@ -109,11 +109,13 @@ stage_lint() {
     begin lint "rustfmt, clippy and the documentation, warnings as errors"
     one "cargo fmt" cargo fmt --all --check -- --color never
     one "cargo clippy" clippy
-    RUSTDOCFLAGS='-D warnings' one "cargo doc" cargo doc --workspace --no-deps "${features[@]}"
+    CARGO_TARGET_DIR=$library_target RUSTDOCFLAGS='-D warnings' \
+        one "cargo doc" cargo doc --workspace --no-deps "${features[@]}"
     finish
 }
 
 clippy() {
+    local -x CARGO_TARGET_DIR=$library_target
     cargo clippy --workspace --all-targets "${features[@]}" -- -D warnings || return
     # What only the attack tests call is not to rot.
     cargo clippy --package impersonate --no-default-features --features "pg$major,test-entries" -- -D warnings
@@ -122,7 +124,7 @@ clippy() {
 stage_policy() {
     begin policy "the pure core, the report's page, and what else needs no server"
     cargo_tests 600 --package impersonate-policy --package impersonate-report
-    cargo_tests 600 --package impersonate --lib --no-default-features --features "pg$major"
+    CARGO_TARGET_DIR=$library_target cargo_tests 600 --package impersonate --lib --no-default-features --features "pg$major"
     finish
 }
 
@@ -300,6 +302,8 @@ use_postgres
 major=$(major_of "$pg_config")
 export PGRX_PG_CONFIG_PATH=$pg_config
 export CARGO_TERM_COLOR=never
+# What is compiled of the extension is, with what it depends on, where the library is built; the rest is in cargo's own.
+library_target=$(target_folder "$major" "$FEATURES")
 scratch=$(mktemp -d)
 logs=$scratch
 

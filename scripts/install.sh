@@ -2,7 +2,8 @@
 # install.sh [--pg-config PATH] [--dev] [--features LIST] [--no-build | --build-only | --uninstall]
 #
 # Builds the extension for the Postgres of PATH (default: the pg_config in the PATH) and installs it there: the
-# library, the control file and the SQL. DESTDIR is put before the server's folders, for packagers.
+# library, the control file and the SQL. DESTDIR is put before the server's folders, for packagers. Each major, and each
+# list of features, is built in a folder of its own: --no-build never takes what was built for another.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -61,16 +62,7 @@ done
 
 # --------------------------------------------------------------------------------------------------------------- build ---
 
-if have cargo; then
-    target=$(cargo metadata --format-version 1 --no-deps | sed -E 's/.*"target_directory":"([^"]*)".*/\1/')
-else
-    target=${CARGO_TARGET_DIR:-$root/target}
-fi
-if [ "$profile" = release ]; then
-    library=$target/release/libimpersonate.so
-else
-    library=$target/debug/libimpersonate.so
-fi
+library=$(built_library "$major" "$profile" "$features")
 if [ "$build" = yes ]; then
     have cargo || die "Rust is missing; scripts/setup.sh says how to get it" \
         "if it is another user's: build as that user (make build PG_CONFIG=$pg_config), then scripts/install.sh --no-build"
@@ -79,9 +71,10 @@ if [ "$build" = yes ]; then
         "on Debian and Ubuntu: apt-get install postgresql-server-dev-$major"
     flags=(--package impersonate --lib --no-default-features --features "pg$major${features:+,$features}")
     [ "$profile" = dev ] || flags+=(--release)
-    PGRX_PG_CONFIG_PATH=$pg_config cargo build "${flags[@]}"
+    CARGO_TARGET_DIR=$(target_folder "$major" "$features") PGRX_PG_CONFIG_PATH=$pg_config cargo build "${flags[@]}"
 fi
-[ -f "$library" ] || die "there is no $library" "run: make build PG_CONFIG=$pg_config"
+[ -f "$library" ] || die "nothing is built for PostgreSQL $major${features:+ with $features}: there is no $library" \
+    "run: make build PG_CONFIG=$pg_config"
 if [ "$install" = no ]; then
     say "built $library"
     exit

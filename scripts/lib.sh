@@ -129,6 +129,25 @@ major_of() { "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
 # The version of the extension, by its control file.
 extension_version() { sed -nE "s/^default_version = '(.*)'$/\1/p" "$root/impersonate.control"; }
 
+# target_folder MAJOR FEATURES: where cargo builds the library for that. Cargo gives it the same name whatever it is built
+# for, and takes what lies there under that name for its own: in one folder, majors and features would get mixed.
+target_folder() {
+    local target=${CARGO_TARGET_DIR:-$root/target} features
+    if have cargo; then
+        target=$(cd "$root" && cargo metadata --format-version 1 --no-deps |
+            sed -E 's/.*"target_directory":"([^"]*)".*/\1/')
+    fi
+    features=$(tr -s ', ' '\n' <<<"$2" | sed '/^$/d' | LC_ALL=C sort -u | sed 's/^/+/' | tr -d '\n')
+    printf '%s/pg%s%s' "$target" "$1" "$features"
+}
+
+# built_library MAJOR PROFILE FEATURES: the library that is built so; PROFILE is release or dev.
+built_library() {
+    local folder=release
+    [ "$2" = release ] || folder=debug
+    printf '%s/%s/libimpersonate.so' "$(target_folder "$1" "$3")" "$folder"
+}
+
 # use_postgres: sets pg_config, bindir and pgxs_tests for the functions below. After setup.sh.
 use_postgres() {
     pg_config=$(test_pg_config)

@@ -37,14 +37,13 @@ build() {
     PG=$1 TEST_PG_CONFIG='' scripts/setup.sh >/dev/null
     library=$scratch/$1/impersonate.so
     [ ! -f "$library" ] || return 0
-    local flags=(--build-only) folder=release
-    [ "${PROFILE:-release}" = release ] || { flags+=(--dev); folder=debug; }
+    local flags=(--build-only) profile=${PROFILE:-release}
+    [ "$profile" = release ] || flags+=(--dev)
     step "building for PostgreSQL $1" scripts/install.sh "${flags[@]}" \
         --pg-config "$(PG=$1 TEST_PG_CONFIG='' test_pg_config)"
     mkdir -p "$scratch/$1"
     # What a debugger wants stays with whoever builds by himself.
-    strip --strip-unneeded -o "$library" "$(cargo metadata --format-version 1 --no-deps |
-        sed -E 's/.*"target_directory":"([^"]*)".*/\1/')/$folder/libimpersonate.so"
+    strip --strip-unneeded -o "$library" "$(built_library "$1" "$profile" '')"
 }
 
 # files INTO_LIBRARY INTO_EXTENSION: the built files, as install.sh places them.

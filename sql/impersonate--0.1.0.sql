@@ -1037,7 +1037,9 @@ CREATE FUNCTION impersonate.help(OUT name text, OUT kind text, OUT meaning text,
         ('impersonate.node_name', 'setting', $$ALTER SYSTEM SET impersonate.node_name = 'north'$$),
         ('impersonate.primary_conninfo', 'setting',
          $$ALTER SYSTEM SET impersonate.primary_conninfo = 'host=primary.example.com user=shipper'$$),
-        ('impersonate.audit_spool_limit', 'setting', $$ALTER SYSTEM SET impersonate.audit_spool_limit = '4GB'$$)
+        ('impersonate.audit_spool_limit', 'setting', $$ALTER SYSTEM SET impersonate.audit_spool_limit = '4GB'$$),
+        ('impersonate.audit_spool_directory', 'setting',
+         $$ALTER SYSTEM SET impersonate.audit_spool_directory = '/var/lib/postgresql/spools'$$)
         ) v),
     member(name, meaning) AS (
         SELECT CASE n.nspname WHEN 'pg_catalog' THEN '' ELSE n.nspname || '.' END || COALESCE(p.proname, c.relname),

@@ -15,17 +15,44 @@ use crate::pg::worker::{self, Failure};
 /// Microseconds after which the writer looks again whether its spool was retired, or its node has another name.
 const LOOK_AGAIN: i64 = 2_000_000;
 
+/// Microseconds for which a full spool is no failure, after it became full or the primary took events.
+const PATIENCE: i64 = 5_000_000;
+
 /// The spool of the writer's database.
 pub(super) struct Keeper {
     spool: Option<Spool>,
     looked_at: i64,
     warned: bool,
+    full: Full,
+}
+
+/// Since when there is no room, or since when the primary has this much.
+#[derive(Default)]
+struct Full {
+    since: Option<i64>,
+    confirmed: u64,
+}
+
+impl Full {
+    fn hopeful(&mut self) -> bool {
+        let place = spools::known(worker::my_database());
+        let confirmed = place.map_or(0, |place| place.shipping().confirmed);
+        if self.since.is_none() || confirmed > self.confirmed {
+            *self = Full {
+                since: Some(now()),
+                confirmed,
+            };
+        }
+        self.since.is_some_and(|since| now() - since < PATIENCE)
+    }
 }
 
 /// What became of events.
 pub(super) enum Kept {
     /// So many, up to this position of the queue.
     Stored(usize, u64),
+    /// There is no room, but there may be soon.
+    Full,
     NoExtension,
 }
 
@@ -48,6 +75,10 @@ impl Keeper {
             spool: None,
             looked_at: 0,
             warned: false,
+            full: Full {
+                since: None,
+                confirmed: 0,
+            },
         }
     }
 
@@ -71,8 +102,10 @@ impl Keeper {
             };
             self.look(&known)?;
         }
+        let limit = node::spool_limit();
         let mut events = Vec::new();
-        let read = lane.read_bytes(scratch, max_events, max_bytes, |bytes| {
+        // No more at once than fits beside what stays in the spool in any case.
+        let read = lane.read_bytes(scratch, max_events, max_bytes.min(limit / 8), |bytes| {
             super::event::decode(bytes)?;
             events.push(bytes.to_vec());
             Some(())
@@ -83,9 +116,11 @@ impl Keeper {
             detail: None,
         })?;
         if let Some(spool) = &mut self.spool {
-            spool
-                .append(&events, node::spool_limit())
-                .map_err(|trouble| failure(&trouble))?;
+            match spool.append(&events, limit) {
+                Err(Trouble::Full { .. }) if self.full.hopeful() => return Ok(Kept::Full),
+                done => done.map_err(|trouble| failure(&trouble))?,
+            }
+            self.full = Full::default();
             if let Some(place) = spools::of(worker::my_database()) {
                 place.set_stored(spool.last());
             }

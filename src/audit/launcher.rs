@@ -7,7 +7,7 @@
 use super::{node, spool, spools, wait};
 use crate::audit::queue;
 use crate::pg::latch::{check_for_interrupts, nap, now};
-use crate::pg::{backends, node as server, worker};
+use crate::pg::{backends, worker};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::HashMap;
 
@@ -53,8 +53,7 @@ pub extern "C-unwind" fn impersonate_spool_launcher_main(_argument: pg_sys::Datu
 
 /// The databases that have a spool of this node's own.
 fn with_spool() -> Vec<u32> {
-    let data = server::data_folder();
-    let mut databases = spool::databases(&data);
+    let mut databases = spool::databases(&node::spools());
     databases.retain(|database| {
         let Some(owner) = node::owner(*database) else {
             return false;

@@ -3,7 +3,8 @@
 use super::spool::{self, Owner};
 use crate::pg::{node, worker};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 // None: cluster_name, which those who have several nodes often set anyway.
@@ -11,6 +12,9 @@ static NAME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(No
 
 // None: nothing is sent; events wait in the spool.
 static PRIMARY_CONNINFO: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+// None: in the data folder, where a base backup takes them along, and pg_rewind takes them away.
+static SPOOL_DIRECTORY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
 /// In megabytes, for each database. A million statements of ordinary length.
 static SPOOL_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(1024);
@@ -30,6 +34,14 @@ pub(super) fn define_settings() {
         c"A connection string without a database. Keep a password out of it: name a passfile.",
         &PRIMARY_CONNINFO,
         GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"impersonate.audit_spool_directory",
+        c"The folder of a standby's audit spools; empty: impersonate_spool in the data folder.",
+        c"Elsewhere, pg_rewind and a new base backup leave it alone.",
+        &SPOOL_DIRECTORY,
+        GucContext::Postmaster,
         GucFlags::SUPERUSER_ONLY,
     );
     GucRegistry::define_int_guc(
@@ -67,9 +79,19 @@ pub(super) fn owner(database: u32) -> Option<Owner> {
     })
 }
 
+/// The folder of all spools.
+pub(super) fn spools() -> PathBuf {
+    let set = SPOOL_DIRECTORY.get().filter(|folder| !folder.is_empty());
+    let folder = set.map_or_else(
+        || spool::FOLDER.into(),
+        |folder| OsString::from_vec(folder.into_bytes()),
+    );
+    node::data_folder().join(folder)
+}
+
 /// The folder of a database's spool.
 pub(super) fn folder(database: u32) -> PathBuf {
-    spool::folder(&node::data_folder(), database)
+    spool::folder(&spools(), database)
 }
 
 /// Bytes that a database's spool may take.

@@ -23,6 +23,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Bytes of events that are sent at once.
 const BATCH: usize = 512 * 1024;
 
+/// Segments that stay though the primary has all of them.
+const KEEP: usize = 2;
+
 /// Milliseconds between two looks at the spool.
 const NAP: u32 = 100;
 
@@ -212,10 +215,11 @@ impl Shipper {
         Ok(Step::Sent)
     }
 
-    /// Removes what has come back.
+    /// Removes what has come back, but for one segment more than is written to: of a primary that is lost the end may be
+    /// lost too, and this copy of it when it is rewound.
     fn tidy(&self, owner: &Owner, known: &[Known]) -> Result<(), Failure> {
         for known in known.iter().filter(|known| known.node == owner.node && !known.retired) {
-            spool::remove_confirmed(&self.folder, owner, &known.spool, known.position, false)
+            spool::remove_confirmed(&self.folder, owner, &known.spool, known.position, KEEP)
                 .map_err(|trouble| failure(&trouble))?;
         }
         Ok(())

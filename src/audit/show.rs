@@ -6,9 +6,8 @@ use super::line::Line;
 use super::node;
 use super::spool::{self, Reader};
 use super::spools;
-use crate::pg::{identity, node as server};
+use crate::pg::identity;
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// A spool in the data folder.
 pub struct Figures {
@@ -35,17 +34,13 @@ pub struct Figures {
 
 /// All spools in the data folder. A file whose head can't be read counts as another node's without a name.
 pub fn figures() -> Vec<Figures> {
-    let data = server::data_folder();
-    let mut databases = spool::databases(&data);
+    let mut databases = spool::databases(&node::spools());
     databases.sort_unstable();
-    databases
-        .into_iter()
-        .flat_map(|database| of_database(&data, database))
-        .collect()
+    databases.into_iter().flat_map(of_database).collect()
 }
 
-fn of_database(data: &Path, database: u32) -> Vec<Figures> {
-    let folder = spool::folder(data, database);
+fn of_database(database: u32) -> Vec<Figures> {
+    let folder = node::folder(database);
     let own = node::owner(database);
     let mut found: BTreeMap<[u8; 16], Figures> = BTreeMap::new();
     for segment in spool::segments(&folder).unwrap_or_default() {

@@ -20,11 +20,15 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Below the data folder.
+/// Where spools are unless it is said otherwise: below the data folder.
 pub const FOLDER: &str = "impersonate_spool";
 
-/// A segment that has more is followed by another.
+/// A segment that has more is followed by another; sooner where the limit is so low that few would fit.
 pub const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Segments that fit into the limit. What the primary has stays in the newest and in the one before, and must leave
+/// room enough.
+const SEGMENTS_IN_LIMIT: u64 = 8;
 
 /// The longest name of a node.
 pub const NODE_BYTES: usize = 255;
@@ -129,14 +133,14 @@ impl Segment {
     }
 }
 
-/// The folder of a database's spool, below the data folder.
-pub fn folder(data: &Path, database: u32) -> PathBuf {
-    data.join(FOLDER).join(database.to_string())
+/// The folder of a database's spool, below the folder of all.
+pub fn folder(root: &Path, database: u32) -> PathBuf {
+    root.join(database.to_string())
 }
 
 /// The databases that have a folder.
-pub fn databases(data: &Path) -> Vec<u32> {
-    let entries = fs::read_dir(data.join(FOLDER)).into_iter().flatten().flatten();
+pub fn databases(root: &Path) -> Vec<u32> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
@@ -236,26 +240,9 @@ pub fn hash(before: &Hash, position: u64, event: &[u8]) -> Hash {
     sha.finalize().into()
 }
 
-/// CRC-32C (Castagnoli), as RFC 3720 has it.
+/// CRC-32C (Castagnoli), as RFC 3720 has it. It is on disk: another checksum is another `VERSION`.
 fn checksum(bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut at = 0;
-        while at < 256 {
-            let mut sum = at as u32;
-            let mut bit = 0;
-            while bit < 8 {
-                sum = (sum >> 1) ^ (0x82F6_3B78 * (sum & 1));
-                bit += 1;
-            }
-            table[at] = sum;
-            at += 1;
-        }
-        table
-    };
-    !bytes.iter().fold(!0, |sum, byte| {
-        TABLE[((sum ^ u32::from(*byte)) & 0xFF) as usize] ^ (sum >> 8)
-    })
+    crc32c::crc32c(bytes)
 }
 
 /// An event in a spool.
@@ -526,7 +513,8 @@ impl Spool {
                 return Err(Trouble::Full { limit });
             }
         }
-        if self.open.as_ref().is_none_or(|open| open.length >= SEGMENT_BYTES) {
+        let enough = SEGMENT_BYTES.min(limit / SEGMENTS_IN_LIMIT);
+        if self.open.as_ref().is_none_or(|open| open.length >= enough) {
             self.open = Some(self.begin()?);
             self.used += HEAD as u64;
         }
@@ -562,11 +550,10 @@ impl Spool {
             first: self.next,
             before: self.hash,
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.folder)
-            .map_err(io("create", &self.folder))?;
+        // No more than these two: where something else is missing, a disk may be.
+        for folder in [self.folder.parent(), Some(&*self.folder)].into_iter().flatten() {
+            make_folder(folder)?;
+        }
         let path = head.path(&self.folder);
         // Under another name until it is whole.
         let draft = path.with_extension("new");
@@ -581,9 +568,7 @@ impl Spool {
         file.write_all(&head.encode()).map_err(io("write", &draft))?;
         file.sync_all().map_err(io("sync", &draft))?;
         fs::rename(&draft, &path).map_err(io("rename", &draft))?;
-        for folder in self.folder.ancestors().take(3) {
-            sync_folder(folder)?;
-        }
+        sync_folder(&self.folder)?;
         Ok(Open {
             path,
             file,
@@ -601,6 +586,17 @@ impl Open {
             .map_err(io("truncate", &self.path))?;
         self.dirty = false;
         Ok(())
+    }
+}
+
+/// Makes a folder that isn't there, durably.
+fn make_folder(folder: &Path) -> Result<(), Trouble> {
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => {
+            made.map_err(io("create", folder))?;
+            folder.parent().map_or(Ok(()), sync_folder)
+        }
     }
 }
 
@@ -757,13 +753,13 @@ pub fn newest(
     }
 }
 
-/// Removes the segments of `spool` whose events are all up to `confirmed`; but the newest only with `newest_too`.
+/// Removes the segments of `spool` whose events are all up to `confirmed`, but for the `keep` newest.
 pub fn remove_confirmed(
     folder: &Path,
     owner: &Owner,
     spool: &[u8; 16],
     confirmed: u64,
-    newest_too: bool,
+    keep: usize,
 ) -> Result<usize, Trouble> {
     let own: Vec<(Segment, Head)> = segments(folder)?
         .into_iter()
@@ -772,11 +768,10 @@ pub fn remove_confirmed(
         .filter(|(_, head)| head.spool == *spool)
         .collect();
     let mut removed = 0;
-    for (at, (segment, head)) in own.iter().enumerate() {
+    for (at, (segment, head)) in own.iter().enumerate().take(own.len().saturating_sub(keep)) {
         let end = match own.get(at + 1) {
             Some((_, next)) => next.first,
-            None if newest_too => read(segment, head, None, |_| false)?.next,
-            None => break,
+            None => read(segment, head, None, |_| false)?.next,
         };
         if end > confirmed + 1 {
             break;
@@ -801,7 +796,9 @@ mod tests {
         fn new() -> Folder {
             static NEXT: AtomicU32 = AtomicU32::new(0);
             let name = format!("spool-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-            Folder(std::env::temp_dir().join(name).join(FOLDER).join("5"))
+            let data = std::env::temp_dir().join(name);
+            fs::create_dir(&data).unwrap();
+            Folder(folder(&data.join(FOLDER), 5))
         }
 
         fn only(&self) -> PathBuf {
@@ -945,7 +942,7 @@ mod tests {
             assert!(none.unwrap().is_none());
             its.append(&events(&["its"]), PLENTY).unwrap();
             assert_eq!(all(&folder).unwrap().len(), 1);
-            assert_eq!(remove_confirmed(&folder.0, &other, &[9; 16], 1, true).unwrap(), 1);
+            assert_eq!(remove_confirmed(&folder.0, &other, &[9; 16], 1, 0).unwrap(), 1);
         }
         assert_eq!(all(&folder).unwrap(), [(1, b"north's".to_vec())]);
     }
@@ -975,20 +972,21 @@ mod tests {
         assert_eq!(read(6, u64::MAX, 1), (vec![], 1));
         let found = newest(&folder.0, &owner("north"), |_| false).unwrap();
         assert_eq!(found, Some(([7; 16], 5)));
-        let remove =
-            |confirmed, newest| remove_confirmed(&folder.0, &owner("north"), &[7; 16], confirmed, newest).unwrap();
-        assert_eq!(remove(1, false), 0);
-        assert_eq!(remove(3, false), 1);
+        let remove = |confirmed, keep| remove_confirmed(&folder.0, &owner("north"), &[7; 16], confirmed, keep).unwrap();
+        assert_eq!(remove(1, 1), 0);
+        assert_eq!(remove(3, 3), 0);
+        assert_eq!(remove(3, 2), 1);
         assert_eq!(read(1, u64::MAX, usize::MAX), (vec![3, 4, 5], 3));
-        assert_eq!(remove(5, false), 1);
+        assert_eq!(remove(5, 2), 0);
+        assert_eq!(remove(5, 1), 1);
         assert_eq!(paths().count(), 1);
         // Opened again it goes on with the newest.
         drop(spool);
         let mut spool = open(&folder).unwrap();
         assert_eq!(spool.last(), 5);
         spool.append(&events(&["six"]), PLENTY).unwrap();
-        assert_eq!(remove(5, true), 0);
-        assert_eq!(remove(6, true), 1);
+        assert_eq!(remove(5, 0), 0);
+        assert_eq!(remove(6, 0), 1);
         assert_eq!(paths().count(), 0);
         // A segment that is missing in the middle is damage.
         let folder = Folder::new();
@@ -1014,6 +1012,28 @@ mod tests {
         assert_eq!(spool.last(), 1);
         spool.append(&events(&["2"]), used + one).unwrap();
         assert_eq!(all(&folder).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_low_limit_never_stands_still_once_all_is_confirmed() {
+        let folder = Folder::new();
+        let mut spool = open(&folder).unwrap();
+        let limit = 1024 * 1024;
+        let event = vec![vec![b'x'; 100 * 1024]];
+        let mut full = 0;
+        for _ in 0..100 {
+            if let Err(Trouble::Full { .. }) = spool.append(&event, limit) {
+                full += 1;
+                // As the shipper does.
+                assert!(remove_confirmed(&folder.0, &owner("north"), &[7; 16], spool.last(), 2).unwrap() > 0);
+                spool.append(&event, limit).unwrap();
+            }
+            let used: u64 = segments(&folder.0).unwrap().iter().map(|segment| segment.bytes).sum();
+            assert!(used <= limit + HEAD as u64, "{used}");
+        }
+        assert!(full > 3);
+        // And the segment before the newest is there, for a primary that lost the end of it.
+        assert_eq!(segments(&folder.0).unwrap().len().min(2), 2);
     }
 
     #[test]

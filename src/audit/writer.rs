@@ -283,6 +283,8 @@ enum Round {
     Stored,
     /// What was missing is there now.
     Again,
+    /// There will be room soon.
+    Waits,
     NoExtension,
 }
 
@@ -358,6 +360,7 @@ impl Writer {
                     self.nap(length, until_any);
                 }
                 Ok(Round::Again) => (),
+                Ok(Round::Waits) => nap(WATCH),
                 Ok(Round::NoExtension) => {
                     self.lane.extension_exists(false);
                     log_and_clear(self.lane, "extension impersonate does not exist in its database");
@@ -446,8 +449,10 @@ impl Writer {
         let kept = self
             .keeper
             .store(self.lane, &mut self.scratch, BATCH_EVENTS, BATCH_BYTES)?;
-        let Kept::Stored(count, position) = kept else {
-            return Ok(Round::NoExtension);
+        let (count, position) = match kept {
+            Kept::Stored(count, position) => (count, position),
+            Kept::Full => return Ok(Round::Waits),
+            Kept::NoExtension => return Ok(Round::NoExtension),
         };
         // From the sync in there to here, nothing can raise or be interrupted.
         self.lane.advance(position, count, None);
@@ -499,7 +504,7 @@ impl Writer {
                 worker::transaction(|| nodes::retire(&batch.spool));
                 worker::flush_wal(worker::last_commit_lsn());
             })?;
-            let removed = spool::remove_confirmed(&folder, &owner, &batch.spool, position, true);
+            let removed = spool::remove_confirmed(&folder, &owner, &batch.spool, position, 0);
             if let Err(trouble) = removed {
                 log(&keeper::failure(&trouble), "they are in the table");
             }

@@ -552,6 +552,28 @@ impl Cluster {
         self.set_last("primary_slot_name", "");
     }
 
+    /// Makes this node, which is stopped, a standby of another that runs, by `pg_rewind`. It brings the other's settings
+    /// along, so this node's own are put back.
+    #[track_caller]
+    pub fn rewind(&self, source: &Cluster) {
+        assert!(self.server.is_none(), "it is stopped");
+        // What it has of its own history is found by the timeline in the control file.
+        source.connect(OWNER, OWNER).batch_execute("CHECKPOINT").unwrap();
+        let settings = fs::read(self.data().join("postgresql.conf")).unwrap();
+        let output = server_program("pg_rewind")
+            .arg("-D")
+            .arg(self.data())
+            .arg(format!("--source-server={} dbname={OWNER}", source.conninfo(OWNER)))
+            .arg("--no-sync")
+            .output()
+            .expect("pg_rewind can be run");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("Done!"), "{said}");
+        fs::write(self.data().join("postgresql.conf"), settings).unwrap();
+        fs::write(self.data().join("standby.signal"), "").unwrap();
+        self.follow(source);
+    }
+
     /// As [`Cluster::set`], and over what a base backup wrote to postgresql.auto.conf.
     fn set_last(&self, name: &str, value: &str) {
         let mut file = OpenOptions::new()

@@ -877,6 +877,176 @@ fn n2_a_standby_of_a_standby_sends_to_the_primary_and_leaves_the_others_spool_al
     no_crash(&below);
 }
 
+/// What arrived from each node: its statements that are told of once they begin.
+const ARRIVED: &str = "SELECT node || ' ' || count(*) FROM impersonate.audit
+                        WHERE detail->>'phase' = 'begun' AND statement LIKE 'SELECT ''%-%' GROUP BY node ORDER BY 1";
+
+/// Nowhere to send to.
+const NOWHERE: (&str, &str) = ("impersonate.primary_conninfo", "host=/nowhere user=shipper");
+
+fn leads_to(node: &Cluster, conninfo: &str) {
+    node.set("impersonate.primary_conninfo", conninfo);
+    node.reload();
+}
+
+/// Files by their names, without their folders.
+fn contents(folder: &std::path::Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.append(&mut contents(&path));
+        } else {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            found.push((name, fs::read(&path).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn n2_pg_rewind_takes_no_event_from_a_spool_outside_of_the_data_folder() {
+    let mut stage = Stage::with(&[("wal_log_hints", "on"), ("wal_keep_size", "256MB")]);
+    let north = stage.standby("north");
+    let conninfo = stage.primary.conninfo("shipper");
+    let mut south = stage.primary.standby_created("south", &[]);
+    let spools = south.host().join("spools");
+    south.set("impersonate.audit_spool_directory", spools.to_str().unwrap());
+    south.set("impersonate.primary_conninfo", &conninfo);
+    south.start();
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "na", 5);
+    done.work(&stage, &south, "sa", 5);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 5", "south 5"]);
+    stage.primary.wait_for(&north);
+    assert!(!south.data().join("impersonate_spool").exists());
+    assert_eq!(contents(&spools).len(), 1);
+
+    // North becomes a primary of its own, with a spool that was not sent; the others go on without it.
+    leads_to(&north, NOWHERE.1);
+    done.work(&stage, &north, "nb", 5);
+    north.promote();
+    done.work(&stage, &south, "sb", 5);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 5", "south 10"]);
+    // These are lost with the primary that they were made on.
+    Done(Vec::new()).work(&stage, &stage.primary, "lost", 5);
+    stage.primary.wait_for(&south);
+    leads_to(&south, NOWHERE.1);
+    done.work(&stage, &south, "sc", 5);
+    wait_for_rows(
+        &south,
+        &stage.database,
+        "SELECT (waiting_events >= 5)::text FROM impersonate.audit_spool WHERE own",
+        &["true"],
+    );
+
+    // Both are ahead of north. The primary was not stopped in order.
+    south.stop();
+    stage.primary.kill();
+    let before = contents(&spools);
+    for node in [&stage.primary, &south] {
+        node.rewind(&north);
+        node.set("impersonate.primary_conninfo", &north.conninfo("shipper"));
+    }
+    assert!(contents(&spools) == before, "the spool is as it was");
+    stage.primary.start();
+    south.start();
+    done.work(&stage, &south, "sd", 5);
+    done.work(&stage, &stage.primary, "pd", 5);
+    wait_for_rows(&north, &stage.database, ARRIVED, &["north 10", "primary 5", "south 20"]);
+    done.is_in(&north, &stage.database);
+    audit_holds(&north, &stage.database);
+    for node in [&north, &south, &stage.primary] {
+        no_crash(node);
+    }
+}
+
+#[test]
+fn n2_what_pg_rewind_brings_of_another_nodes_spool_is_left_alone_and_ones_own_can_be_put_back() {
+    let mut stage = Stage::with(&[("wal_log_hints", "on"), ("wal_keep_size", "256MB")]);
+    let north = stage.standby("north");
+    let mut south = stage.standby("south");
+    // The one to be rewound onto: a standby below north, with a spool of its own.
+    let west = north.standby("west", &[NOWHERE]);
+    let mut done = Done(Vec::new());
+    done.work(&stage, &south, "sa", 5);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["south 5"]);
+    stage.primary.wait_for(&north);
+    north.promote();
+    stage.admin("INSERT INTO t VALUES (100)");
+    stage.primary.wait_for(&south);
+    leads_to(&south, NOWHERE.1);
+    done.work(&stage, &south, "sb", 5);
+    done.work(&stage, &west, "wa", 5);
+    // Its control file has the new timeline after a restartpoint.
+    north.connect(OWNER, OWNER).batch_execute("CHECKPOINT").unwrap();
+    north.wait_for(&west);
+    south.stop();
+    stage.primary.stop();
+
+    let (spool, aside) = (south.data().join("impersonate_spool"), south.host().join("aside"));
+    let own = contents(&spool);
+    fs::rename(&spool, &aside).unwrap();
+    south.rewind(&west);
+    let brought = contents(&spool);
+    assert!(!brought.is_empty() && brought != own);
+    south.set("impersonate.primary_conninfo", &north.conninfo("shipper"));
+    south.follow(&north);
+    south.start();
+    wait_for_rows(
+        &south,
+        &stage.database,
+        "SELECT concat_ws(' ', node, own, shipper_pid) FROM impersonate.audit_spool",
+        &["west f"],
+    );
+    // It says what its spool must go on with, and begins none: the primary has some of one that isn't here.
+    let mut session = stage.raw(&south);
+    ok(&mut session, "SELECT setuser('imp')");
+    drop(session);
+    wait_for_rows(
+        &south,
+        &stage.database,
+        "SELECT (last_error LIKE '%another audit spool of this node%')::text FROM impersonate.audit_spool WHERE own",
+        &["true"],
+    );
+    assert!(contents(&spool).iter().any(|file| brought.contains(file)));
+    south.stop();
+    fs::remove_dir_all(&spool).unwrap();
+    fs::rename(&aside, &spool).unwrap();
+    south.start();
+    done.work(&stage, &south, "sc", 5);
+    leads_to(&west, &north.conninfo("shipper"));
+    wait_for_rows(&north, &stage.database, ARRIVED, &["south 15", "west 5"]);
+    done.is_in(&north, &stage.database);
+    audit_holds(&north, &stage.database);
+    for node in [&north, &south, &west] {
+        no_crash(node);
+    }
+}
+
+#[test]
+fn n2_a_low_limit_is_room_enough_as_long_as_the_primary_takes_events() {
+    let stage = Stage::new();
+    let north = stage.standby_with("north", &[("impersonate.audit_spool_limit", "1MB")]);
+    let mut session = stage.raw(&north);
+    ok(&mut session, "SELECT setuser('bob')");
+    let long = "x".repeat(20_000);
+    for number in 0..200 {
+        ok(&mut session, &format!("SELECT {number}, '{long}'"));
+    }
+    drop(session);
+    wait_for_rows(
+        &stage.primary,
+        &stage.database,
+        "SELECT count(*)::text FROM impersonate.audit WHERE node = 'north' AND event = 'RESETUSER'",
+        &["1"],
+    );
+    audit_holds(&stage.primary, &stage.database);
+    let used = "SELECT (bytes <= 1024 * 1024 AND newest_position > 400)::text FROM impersonate.audit_spool";
+    assert_eq!(look(&north, &stage.database, used), ["true"]);
+}
+
 #[test]
 fn n2_a_damaged_spool_is_an_error_and_nothing_is_cut() {
     let stage = Stage::new();

@@ -62,13 +62,30 @@ fields() {
     equal "$wanted" "$(dpkg-deb -c "$2" | awk '$1 ~ /^-/ { print substr($6, 3) }' | LC_ALL=C sort)"
     # Nothing but root's, and nothing that others may write.
     equal '' "$(dpkg-deb -c "$2" | grep -vE '^(-rw-r--r--|drwxr-xr-x) root/root ' || true)"
-    # Each crate that is linked in comes with the text of its licence, or with where to find it.
+    # Each crate that is linked in comes with the text of its licence, and Debian's file has a paragraph on it.
     dpkg-deb --fsys-tarfile "$2" | tar -xO "./$doc/third-party.gz" | gzip -d >"$scratch/third-party"
-    grep -q '^pgrx 0' "$scratch/third-party"
-    awk '/^[a-z0-9_-]+ [0-9][^ ]*: / { if (name != "" && !text) bad = bad " " name; name = $1; text = 0 }
-         /^--- (LICEN|COPYING|No text .* see http)/ { text = 1 }
-         END { if (!text) bad = bad " " name; if (bad != "") { print "no licence text of:" bad; exit 1 } }' \
-        "$scratch/third-party"
+    dpkg-deb --fsys-tarfile "$2" | tar -xO "./$doc/copyright" >"$scratch/copyright"
+    python3 - "$scratch/third-party" "$scratch/copyright" <<'PYTHON'
+import re, sys
+texts, debian = (open(name, encoding="utf-8").read() for name in sys.argv[1:])
+crates = re.split(r"^([a-z0-9_-]+) ([0-9]\S*): (\S.*)\n(?=http)", texts, flags=re.M)[1:]
+crates = [crates[at:at + 4] for at in range(0, len(crates), 4)]
+assert {"pgrx", "serde_json", "seahash"} <= {crate[0] for crate in crates}, crates
+begins = re.compile("Permission is hereby granted|Apache License|This software is provided 'as-is'")
+for name, version, licence, text in crates:
+    assert re.search("^--- .", text, re.M) and begins.search(text), f"no licence text of {name}"
+    assert re.search("^Copyright .*[A-Za-z]{3}", text, re.M), f"nobody's copyright: {name}"
+paragraphs = [dict(re.findall(r"^([A-Z][A-Za-z-]+): ?(.*(?:\n[ ].*)*)", paragraph, re.M))
+              for paragraph in debian.split("\n\n")]
+assert "Format" in paragraphs[0]
+files = {one["Files"]: one for one in paragraphs if "Files" in one}
+assert set(files) == {"*", "rust-std/*"} | {f"{crate[0]}-{crate[1]}/*" for crate in crates}
+alone = {one["License"].split("\n")[0]: one["License"] for one in paragraphs if "License" in one and "Files" not in one}
+for name, one in files.items():
+    assert one["Copyright"].strip() and (name == "*" or "http" in one["Comment"]), one
+    for licence in re.split(", and | and | or ", one["License"].split("\n")[0]):
+        assert name == "*" or len(alone[licence].split("\n")) > 1, licence
+PYTHON
 }
 
 sources() {

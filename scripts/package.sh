@@ -11,6 +11,7 @@
 set -euo pipefail
 majors=${PG:-}
 . "$(dirname "$0")/lib.sh"
+. "$root/scripts/licences.sh"
 cd "$root"
 
 kind=${1:-}
@@ -39,7 +40,8 @@ build() {
     [ ! -f "$library" ] || return 0
     local flags=(--build-only) profile=${PROFILE:-release}
     [ "$profile" = release ] || flags+=(--dev)
-    step "building for PostgreSQL $1" scripts/install.sh "${flags[@]}" \
+    # The time of the last commit is nothing to compile anew for.
+    step "building for PostgreSQL $1" env -u SOURCE_DATE_EPOCH scripts/install.sh "${flags[@]}" \
         --pg-config "$(PG=$1 TEST_PG_CONFIG='' test_pg_config)"
     mkdir -p "$scratch/$1"
     # What a debugger wants stays with whoever builds by himself.
@@ -53,25 +55,6 @@ files() {
     install -m 644 impersonate.control sql/impersonate--*.sql "$2"
 }
 
-# What is linked in belongs to others as well, whose licences want to be told.
-third_party() {
-    local line name crate text found from home=${CARGO_HOME:-$HOME/.cargo}
-    say "The library contains code of Rust's standard library (MIT OR Apache-2.0) and of these crates, under their licences."
-    while IFS='|' read -r line name from; do
-        read -r crate text _ <<<"$line"
-        found=
-        printf '\n%s %s: %s\n\n' "$crate" "${text#v}" "$name"
-        for text in "$home"/registry/src/*/"$crate-${text#v}"/{LICEN[CS]E*,COPYING*}; do
-            [ -f "$text" ] || continue
-            printf -- '--- %s\n' "$(basename "$text")"
-            cat "$text"
-            found=yes
-        done
-        [ -n "$found" ] || say "--- No text of it comes with this crate; see $from"
-    done < <(cargo tree --package impersonate --edges normal,no-proc-macro --prefix none --no-dedupe \
-        --no-default-features --features "pg$1" --format '{p}|{l}|{r}' | grep -v "($root" | LC_ALL=C sort -u)
-}
-
 # -------------------------------------------------------------------------------------------------- Debian packages ---
 
 deb() {
@@ -83,16 +66,7 @@ deb() {
     files "$tree/usr/lib/postgresql/$major/lib" "$tree/usr/share/postgresql/$major/extension"
 
     install -d "$doc" "$tree/DEBIAN"
-    cat >"$doc/copyright" <<COPYRIGHT
-Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
-Upstream-Name: impersonate
-Comment: The library contains code of Rust crates under licences of their own, which third-party.gz gives in full.
-
-Files: *
-Copyright: $(sed -nE 's/^Copyright \(c\) //p' LICENSE)
-License: PostgreSQL
-$(sed -e '1,/^Copyright/d' -e 's/^$/./' -e 's/^/ /' LICENSE | sed '1{/^ \.$/d}')
-COPYRIGHT
+    debian_copyright "$major" >"$doc/copyright"
     third_party "$major" | gzip -9n >"$doc/third-party.gz"
     cat >"$doc/README.Debian" <<WORDS
 impersonate for PostgreSQL $major

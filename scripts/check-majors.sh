@@ -13,8 +13,8 @@ cd "$root"
 # What is run on the majors that are not the default one. Chosen for what a version may change, and so that all of it
 # stays below half an hour on two cores.
 OTHER_STAGES="regress isolation server"
-OTHER_TESTS="attacks capture crash criteria_full doors intersection lasting mapping membership projects start_up switch
-upgrade versions"
+OTHER_TESTS="attacks capture crash criteria_full doors intersection lasting mapping membership projects psql start_up
+switch upgrade versions"
 
 all=no
 [ "${1:-}" != --all ] || all=yes

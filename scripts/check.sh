@@ -36,6 +36,7 @@ begin() {
     stage_start=$(clock)
     stage_ok=0
     stage_bad=0
+    stage_left_out=0
     stage_note=
     say "$stage: $2"
 }
@@ -63,6 +64,7 @@ finish() {
     if [ $((stage_ok + stage_bad)) -eq 0 ]; then
         bad "not a single test was run"
     fi
+    [ "$stage_left_out" -eq 0 ] || stage_note=", $stage_left_out left out$stage_note"
     say "  $stage_ok ok, $stage_bad not ok$stage_note, $(since "$stage_start")"
     passed=$((passed + stage_ok))
     failed=$((failed + stage_bad))
@@ -83,14 +85,14 @@ one() {
 
 # cargo_tests SECONDS ARGUMENTS...: cargo's own counts, summed up over its programs.
 cargo_tests() {
-    local limit=$1 log=$logs/$stage.log status=0 good bad ignored
+    local limit=$1 log=$logs/$stage.log status=0 good bad left_out n='([0-9]+)'
     shift
     timeout --foreground --kill-after=10 "$limit" cargo test --no-fail-fast "$@" >"$log" 2>&1 || status=$?
-    read -r good bad ignored < <(sed -nE \
-        's/^test result: .* ([0-9]+) passed; ([0-9]+) failed; ([0-9]+) ignored;.*/\1 \2 \3/p' "$log" |
-        awk '{ good += $1; bad += $2; ignored += $3 } END { print good + 0, bad + 0, ignored + 0 }')
+    read -r good bad left_out < <(sed -nE "s/^test result: .* $n passed; $n failed; $n ignored; .* $n filtered out;.*/\
+\1 \2 \3 \4/p" "$log" |
+        awk '{ good += $1; bad += $2; left_out += $3 + $4 } END { print good + 0, bad + 0, left_out + 0 }')
     ok "$good"
-    [ "$ignored" -eq 0 ] || stage_note=", $ignored left out"
+    stage_left_out=$((stage_left_out + left_out))
     if [ "$bad" -gt 0 ]; then
         stage_bad=$((stage_bad + bad))
         mapfile -t -O ${#failures[@]} failures < <(sed -nE "s/^test (.*) \.\.\. FAILED$/$stage: \1/p" "$log")
@@ -254,9 +256,11 @@ SQL
 }
 
 stage_server() {
-    begin server "servers that are started, stopped and killed"
-    local test only=() without=()
+    local test only=() without=() all
     for test in ${TESTS:-}; do only+=(--test "$test"); done
+    all=$(find tests/server/tests -maxdepth 1 -name '*.rs' | wc -l)
+    begin server "servers that are started, stopped and killed$([ ${#only[@]} -eq 0 ] ||
+        printf ': %d programs of %d' $((${#only[@]} / 2)) "$all")"
     # Where they cannot be had, their tests fail and say so.
     [ ${#only[@]} -gt 0 ] || scripts/fetch-tools.sh pgbouncer sqlsmith chromium-headless-shell || true
     if install_library; then
@@ -266,7 +270,9 @@ stage_server() {
         fi
         IMPERSONATE_FEATURES=$FEATURES cargo_tests $SERVER_LIMIT --package impersonate-server-tests "${only[@]}" \
             -- "${without[@]}" ${IMPERSONATE_OLDER:+--include-ignored}
-        [ ${#without[@]} -eq 0 ] || stage_note+=", without postgres_fdw and dblink: $((${#without[@]} / 2)) left out"
+        # Only where the programs that have them are among those that are run.
+        [ ${#without[@]} -eq 0 ] || [ "$stage_left_out" -eq 0 ] ||
+            stage_note+=" (this server has neither postgres_fdw nor dblink)"
     fi
     finish
 }

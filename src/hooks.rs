@@ -3,7 +3,7 @@
 use crate::pg::trampoline::{self, Course, Handlers, TransactionEnd, Utility};
 use crate::pg::utility::{self, Concern};
 use crate::pg::{access, active, changes, identity, leftovers, own_objects, rights, role_lock, store};
-use crate::{audit, capture, grants, guard, session, settings, statements, switch};
+use crate::{audit, capture, grants, guard, session, settings, statements, subscriptions, switch};
 
 /// For `pg/trampoline.rs`.
 pub static HANDLERS: Handlers = Handlers {
@@ -129,7 +129,7 @@ fn before_utility(utility: &Utility) -> Course {
         guard::before_objects_change(utility::is_outermost(utility));
     }
     Course {
-        tell_when_done: changes_roles || changes_objects,
+        tell_when_done: changes_roles || changes_objects || utility::replication(utility).is_some(),
         ..course
     }
 }
@@ -138,6 +138,9 @@ fn after_utility(utility: &Utility) {
     if utility::drops_role(utility) && identity::in_transaction() && rights::extension_created() {
         identity::see_own_changes();
         grants::forget_the_dead();
+    }
+    if let Some(statement) = utility::replication(utility) {
+        subscriptions::after(&statement);
     }
     // By objects, what an ordinary statement makes matters as well (A6).
     if utility::changes_roles(utility) || (active::any_full() && (utility::grants(utility) | changes::made_object())) {

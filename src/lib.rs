@@ -14,6 +14,7 @@ mod report;
 mod session;
 mod settings;
 mod statements;
+mod subscriptions;
 mod switch;
 mod target;
 mod trail;

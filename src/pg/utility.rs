@@ -46,7 +46,39 @@ pub fn concerns(kind: NodeTag) -> bool {
             | NodeTag::T_DropdbStmt
             | NodeTag::T_CreatedbStmt
             | NodeTag::T_AlterDatabaseStmt
+            | NodeTag::T_CreateSubscriptionStmt
+            | NodeTag::T_AlterSubscriptionStmt
+            | NodeTag::T_CreatePublicationStmt
+            | NodeTag::T_AlterPublicationStmt
     ) || may_change_roles(kind)
+}
+
+/// A statement about logical replication.
+pub enum Replication {
+    /// The tables of a subscription may be others now.
+    Subscription,
+    /// This one was made or changed.
+    Publication(Vec<u8>),
+}
+
+/// What a statement does to logical replication.
+pub fn replication(utility: &Utility) -> Option<Replication> {
+    // SAFETY: what the server runs, or has run; each node is tested for its tag.
+    unsafe {
+        let node = (*utility.statement).utilityStmt;
+        match tag(node)? {
+            NodeTag::T_CreateSubscriptionStmt | NodeTag::T_AlterSubscriptionStmt => Some(Replication::Subscription),
+            NodeTag::T_CreatePublicationStmt => {
+                let publication = node.cast::<pg_sys::CreatePublicationStmt>();
+                Some(Replication::Publication(text((*publication).pubname)))
+            }
+            NodeTag::T_AlterPublicationStmt => {
+                let publication = node.cast::<pg_sys::AlterPublicationStmt>();
+                Some(Replication::Publication(text((*publication).pubname)))
+            }
+            _ => None,
+        }
+    }
 }
 
 fn may_change_roles(kind: NodeTag) -> bool {

@@ -158,11 +158,11 @@ stage_regress() {
     finish
 }
 
-# The SQL of docs/, with what comes out: each document in a server of its own.
+# The SQL of the documents, with what comes out: each document in a server of its own.
 documents() {
     local file log=$logs/documents.log
     install_library || return 0
-    for file in docs/*.md; do
+    for file in README.md docs/*.md; do
         if timeout --foreground --kill-after=5 $FILE_LIMIT cargo run --quiet --package impersonate-server-tests \
             --bin documents -- "$file" >"$log" 2>&1; then
             ok

@@ -2,9 +2,10 @@
 # check-packages.sh: builds what make deb and make dist build, and installs and uses it. For every supported major, or
 # for PG=MAJOR alone. The last line is "N passed, N failed".
 #
-# Each Debian package and each archive goes into a copy of the private server, which is started and used. The package
-# for 15 is installed by apt, upgraded and removed in a Debian of its own, with Debian's postgresql-15, where root and
-# Debian's mirror are there; otherwise that is said, and counts for nothing.
+# Each Debian package and each archive goes into a copy of the private server, which is started and used. Each package is
+# also installed by apt, used, upgraded and removed in a Debian of its own, with Debian's own server, where root and
+# Debian's mirror are there; otherwise that is said, and counts for nothing. No Debian has 16: an empty package stands for
+# its server there.
 #
 # PROFILE=dev  built without optimisation, which is quicker
 # NO_ROOT=1    without that Debian
@@ -180,51 +181,87 @@ use_archive() {
 
 # ----------------------------------------------------------------------------------------- into a Debian of its own ---
 
-debian() {
-    make_debian "$scratch/debian" postgresql-15 lintian
-    mkdir "$scratch/debian/check"
-    cp tests/packages/use.sql "$scratch/debian/check/"
+# The release of Debian that has the server.
+suite_of() {
+    case $1 in
+        15 | 16) say bookworm ;;
+        17) say trixie ;;
+        18) say forky ;;
+    esac
 }
 
-# there SCRIPT
+# Where lintian is: the first one that is made.
+lintian_in=
+debian() {
+    local debian_suite folder packages=("postgresql-${1/16/15}")
+    debian_suite=$(suite_of "$1")
+    folder=$scratch/debian-$debian_suite
+    [ "$lintian_in" != "$debian_suite" ] || packages+=(lintian)
+    make_debian "$folder" "${packages[@]}"
+    mkdir "$folder/check"
+    cp tests/packages/use.sql "$folder/check/"
+}
+
+# there MAJOR SCRIPT
 there() {
-    in_debian "$scratch/debian" "
-        server() { pg_ctlcluster 15 main \$1; }
+    in_debian "$scratch/debian-$(suite_of "$1")" "
+        server() { pg_ctlcluster $1 main \$1; }
         as_postgres() { setpriv --reuid=postgres --regid=postgres --init-groups -- \"\$@\"; }
         sql() { as_postgres psql -XqAt \"\$@\" 2>&1; }
-        $1" --net
+        major=$1 package=postgresql-$1-impersonate
+        # Nothing of it is left, in what packages and servers have.
+        gone() { [ -z \"\$(find /usr /etc /var/lib/dpkg /var/lib/postgresql -name '*impersonate*')\" ]; }
+        $2" --net
 }
 
 lint() {
-    there 'lintian --allow-root --no-cfg --fail-on error --suppress-tags bogus-mail-host /check/first.deb'
+    cp -n "$2" "$scratch/debian-$lintian_in/check/lint-$1.deb"
+    in_debian "$scratch/debian-$lintian_in" \
+        "lintian --allow-root --no-cfg --fail-on error --suppress-tags bogus-mail-host /check/lint-$1.deb" --net
 }
 
 by_apt() {
-    there '
-        apt-get -q -y install /check/first.deb
-        echo "local all all trust" >/etc/postgresql/15/main/pg_hba.conf
+    there "$1" '
+        apt-get -q -y install /check/$major-first.deb
+        echo "local all all trust" >/etc/postgresql/$major/main/pg_hba.conf
         server start
         sql -c "ALTER SYSTEM SET shared_preload_libraries = impersonate"
         server restart
         cd /
         sql -f /check/use.sql >/check/said || true
         # A later package under the running server, which goes on with what it has loaded, and starts with the new.
-        apt-get -q -y install /check/second.deb
+        apt-get -q -y install /check/$major-second.deb
         sql -f /check/use.sql >/check/said.2 || true
         server restart
         sql -f /check/use.sql >/check/said.3 || true
         sql -c "ALTER SYSTEM RESET shared_preload_libraries"
         server stop
         server start
-        apt-get -q -y purge postgresql-15-impersonate
-        [ -z "$(find /usr /etc /var/lib/dpkg /var/lib/postgresql -name "*impersonate*")" ]
+        apt-get -q -y purge $package
+        gone
         server restart
         [ "$(sql -c "SELECT 1")" = 1 ]
         server stop'
     local said
     for said in said said.2 said.3; do
-        equal "$(expected | sed 's|psql:tests/packages/|psql:/check/|')" "$(cat "$scratch/debian/check/$said")"
+        equal "$(expected | sed 's|psql:tests/packages/|psql:/check/|')" \
+            "$(cat "$scratch/debian-$(suite_of "$1")/check/$said")"
     done
+}
+
+# Without a server to start.
+by_apt_alone() {
+    there "$1" '
+        mkdir -p /check/empty/DEBIAN
+        printf "%s\n" "Package: postgresql-$major" "Version: $major" "Architecture: all" "Description: nothing" \
+            "Maintainer: nobody <nobody@example.org>" >/check/empty/DEBIAN/control
+        dpkg-deb --build /check/empty /check/server.deb
+        apt-get -q -y install /check/server.deb /check/$major-first.deb
+        apt-get -q -y install /check/$major-second.deb
+        [ -f /usr/lib/postgresql/$major/lib/impersonate.so ]
+        dpkg --verify $package
+        apt-get -q -y purge $package postgresql-$major
+        gone'
 }
 
 # -------------------------------------------------------------------------------------------------------------- run ---
@@ -245,19 +282,27 @@ for major in $majors; do
     one "$major, .deb: used in a copy of the server" use_deb "$major" "$deb"
     one "$major, archive: installed as INSTALL says, and used" use_archive "$major"
 done
-if [[ " $majors " != *" 15 "* ]]; then
-    :
-elif [ "$(id -u)" -ne 0 ] || [ -n "${NO_ROOT:-}" ] || ! have unshare; then
+if [ "$(id -u)" -ne 0 ] || [ -n "${NO_ROOT:-}" ] || ! have unshare; then
     say "  LEFT OUT, as it needs root: installation by apt into a Debian of its own, lintian"
 else
-    one "a Debian of its own is made" debian
-    if [ -d "$scratch/debian/check" ]; then
-        cp "$out/postgresql-15-impersonate_$version-${revision}_"*.deb "$scratch/debian/check/first.deb"
-        PG=15 OUT=$scratch/second DEB_REVISION=$((revision + 1)) scripts/package.sh deb >/dev/null
-        cp "$scratch"/second/*.deb "$scratch/debian/check/second.deb"
-        one "15, .deb: lintian finds no error" lint
-        one "15, .deb: installed, upgraded and removed by apt" by_apt
-    fi
+    for major in $majors; do
+        suite=$(suite_of "$major")
+        lintian_in=${lintian_in:-$suite}
+        [ -d "$scratch/debian-$suite" ] || one "a Debian of its own is made, $suite" debian "$major"
+        [ -d "$scratch/debian-$suite/check" ] || continue
+        deb=$out/postgresql-$major-impersonate_$version-${revision}_$(dpkg --print-architecture).deb
+        cp "$deb" "$scratch/debian-$suite/check/$major-first.deb"
+        PG=$major OUT=$scratch/second DEB_REVISION=$((revision + 1)) scripts/package.sh deb >/dev/null
+        cp "$scratch/second/postgresql-$major-impersonate_$version-$((revision + 1))"_*.deb \
+            "$scratch/debian-$suite/check/$major-second.deb"
+        one "$major, .deb: lintian finds no error" lint "$major" "$deb"
+        if [ "$major" = 16 ]; then
+            one "$major, .deb: installed, upgraded and removed by apt, with an empty package for the server" \
+                by_apt_alone "$major"
+        else
+            one "$major, .deb: installed, used, upgraded and removed by apt" by_apt "$major"
+        fi
+    done
 fi
 say "Packages, $(since "$begun")"
 say "$passed passed, $failed failed"

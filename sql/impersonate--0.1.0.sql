@@ -448,7 +448,7 @@ CREATE FUNCTION impersonate.this_node() RETURNS text
 COMMENT ON FUNCTION impersonate.this_node() IS 'the name of this server in the audit: impersonate.node_name, or cluster_name';
 
 CREATE FUNCTION impersonate.audit_spools(
-    OUT datid oid, OUT node text, OUT system_identifier text, OUT spool_id uuid, OUT own boolean, OUT segments bigint,
+    OUT datid oid, OUT node text, OUT system_identifier text, OUT spool_id uuid, OUT state text, OUT segments bigint,
     OUT bytes bigint, OUT oldest_position bigint, OUT newest_position bigint, OUT confirmed_position bigint,
     OUT waiting_since timestamptz, OUT shipper_pid integer, OUT connected boolean, OUT answered_at timestamptz,
     OUT last_error_at timestamptz, OUT last_error_sqlstate text, OUT last_error text) RETURNS SETOF record
@@ -458,7 +458,7 @@ REVOKE ALL ON FUNCTION impersonate.audit_spools() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION impersonate.audit_spools() TO pg_read_all_stats;
 
 CREATE VIEW impersonate.audit_spool AS
-    SELECT d.datname AS database, s.node, s.own,
+    SELECT d.datname AS database, s.node, s.state = 'own' AS own, s.state,
            s.newest_position - COALESCE(s.confirmed_position, s.oldest_position - 1) AS waiting_events,
            s.waiting_since, s.segments, s.bytes, s.oldest_position, s.newest_position, s.confirmed_position,
            s.shipper_pid, s.connected, s.answered_at, s.last_error_at, s.last_error_sqlstate, s.last_error,
@@ -467,19 +467,29 @@ CREATE VIEW impersonate.audit_spool AS
       LEFT JOIN pg_catalog.pg_database d ON d.oid = s.datid;
 COMMENT ON VIEW impersonate.audit_spool IS
     'audit events that this server keeps, as a standby, until the primary has them: a line for each spool';
-COMMENT ON COLUMN impersonate.audit_spool.own IS 'false: it came with a base backup of another node, and is left alone';
-COMMENT ON COLUMN impersonate.audit_spool.waiting_events IS 'events that the primary has not confirmed';
+COMMENT ON COLUMN impersonate.audit_spool.own IS 'its events are sent to the primary; the others are left alone';
+COMMENT ON COLUMN impersonate.audit_spool.state IS
+    'own; retired (impersonate.retire_node()); dropped (with its database); foreign (another node''s). See impersonate.discard_spool()';
+COMMENT ON COLUMN impersonate.audit_spool.waiting_events IS
+    'events that the primary has not confirmed; of a spool that is not sent any more, those that are left';
 COMMENT ON COLUMN impersonate.audit_spool.waiting_since IS 'time of the oldest of them';
 COMMENT ON COLUMN impersonate.audit_spool.segments IS
     'files; one leaves when its last event has come back in the replayed copy of impersonate.audit_node';
 REVOKE ALL ON impersonate.audit_spool FROM PUBLIC;
 GRANT SELECT ON impersonate.audit_spool TO pg_read_all_stats;
 
-CREATE FUNCTION impersonate.audit_spooled(OUT spool_id uuid, OUT "position" bigint, OUT event jsonb) RETURNS SETOF record
+CREATE FUNCTION impersonate.audit_spooled(
+    spool uuid DEFAULT NULL, OUT spool_id uuid, OUT "position" bigint, OUT event jsonb) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'audit_spooled_wrapper';
-COMMENT ON FUNCTION impersonate.audit_spooled() IS
-    'the audit events of this database that are in this server''s own spool, sent or not';
-REVOKE ALL ON FUNCTION impersonate.audit_spooled() FROM PUBLIC;
+COMMENT ON FUNCTION impersonate.audit_spooled(uuid) IS
+    'the audit events of this database that are in this server''s own spool, sent or not; or those of a spool that is left alone';
+REVOKE ALL ON FUNCTION impersonate.audit_spooled(uuid) FROM PUBLIC;
+
+CREATE FUNCTION impersonate.discard_spool(spool_id uuid) RETURNS bigint
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'discard_spool_wrapper';
+COMMENT ON FUNCTION impersonate.discard_spool(uuid) IS
+    'removes a retired, dropped or foreign audit spool from this server''s disk; returns how many of its events were not sent';
+REVOKE ALL ON FUNCTION impersonate.discard_spool(uuid) FROM PUBLIC;
 
 CREATE TABLE impersonate.node_report (
     node        text        NOT NULL PRIMARY KEY,
@@ -576,21 +586,56 @@ REVOKE ALL ON impersonate.audit_status FROM PUBLIC;
 GRANT SELECT ON impersonate.audit_status TO pg_read_all_stats;
 
 CREATE VIEW impersonate.audit_metrics AS
-    SELECT COALESCE(s.database, '') AS datname,
-           s.queued_events::float8 AS queued_events,
-           s.stored_events::float8 AS stored_events_total,
-           s.waiting_backends::float8 AS waiting_backends,
-           s.queued_bytes::float8 AS queued_bytes,
-           s.reserved_bytes::float8 AS reserved_bytes,
-           s.queue_bytes::float8 AS queue_size_bytes,
-           s.highest_bytes::float8 AS queue_highest_bytes,
+    SELECT COALESCE(s.database, p.database, '') AS datname,
+           COALESCE(s.queued_events, 0)::float8 AS queued_events,
+           COALESCE(s.stored_events, 0)::float8 AS stored_events_total,
+           COALESCE(s.waiting_backends, 0)::float8 AS waiting_backends,
+           COALESCE(s.queued_bytes, 0)::float8 AS queued_bytes,
+           COALESCE(s.reserved_bytes, 0)::float8 AS reserved_bytes,
+           COALESCE(s.queue_bytes, 0)::float8 AS queue_size_bytes,
+           COALESCE(s.highest_bytes, 0)::float8 AS queue_highest_bytes,
            CASE s.writer WHEN 'running' THEN 1 ELSE 0 END::float8 AS writer_up,
            COALESCE(extract(epoch FROM s.lag), 0)::float8 AS lag_seconds,
-           s.failures::float8 AS writer_failures,
-           COALESCE(extract(epoch FROM s.last_error_at), 0)::float8 AS last_error_timestamp_seconds
-      FROM impersonate.audit_status s;
+           COALESCE(s.failures, 0)::float8 AS writer_failures,
+           COALESCE(extract(epoch FROM s.last_error_at), 0)::float8 AS last_error_timestamp_seconds,
+           COALESCE(p.bytes, 0)::float8 AS spool_bytes,
+           COALESCE(pg_size_bytes(current_setting('impersonate.audit_spool_limit', true)), 0)::float8 AS spool_limit_bytes,
+           COALESCE(p.waiting_events, 0)::float8 AS spool_waiting_events,
+           COALESCE(extract(epoch FROM clock_timestamp() - p.waiting_since), 0)::float8 AS spool_waiting_seconds,
+           COALESCE(p.left_alone_bytes, 0)::float8 AS spool_left_alone_bytes,
+           CASE WHEN p.connected THEN 1 ELSE 0 END::float8 AS shipper_up,
+           COALESCE(extract(epoch FROM p.answered_at), 0)::float8 AS shipper_answered_timestamp_seconds,
+           COALESCE(extract(epoch FROM p.last_error_at), 0)::float8 AS shipper_last_error_timestamp_seconds
+      FROM impersonate.audit_status s
+           FULL JOIN (SELECT a.database, sum(a.bytes) FILTER (WHERE a.own) AS bytes,
+                             sum(a.bytes) FILTER (WHERE NOT a.own) AS left_alone_bytes,
+                             sum(a.waiting_events) FILTER (WHERE a.own) AS waiting_events,
+                             min(a.waiting_since) FILTER (WHERE a.own) AS waiting_since, bool_or(a.connected) AS connected,
+                             max(a.answered_at) AS answered_at, max(a.last_error_at) AS last_error_at
+                        FROM impersonate.audit_spool a GROUP BY a.database) p
+                  ON COALESCE(p.database, '') = COALESCE(s.database, '');
 COMMENT ON VIEW impersonate.audit_metrics IS
-    'impersonate.audit_status for SQL exporters of Prometheus: datname is the label, each other column a number in base units';
+    'audit_status and audit_spool for SQL exporters of Prometheus: datname is the label, each other column a number in base units';
+COMMENT ON COLUMN impersonate.audit_metrics.spool_waiting_events IS 'on a standby: events that the primary has not confirmed';
+COMMENT ON COLUMN impersonate.audit_metrics.spool_waiting_seconds IS 'age of the oldest of them';
+COMMENT ON COLUMN impersonate.audit_metrics.spool_left_alone_bytes IS 'of retired, dropped and foreign spools';
+REVOKE ALL ON impersonate.audit_metrics FROM PUBLIC;
+GRANT SELECT ON impersonate.audit_metrics TO pg_read_all_stats;
+
+CREATE VIEW impersonate.node_metrics AS
+    SELECT current_database() AS datname,
+           COALESCE(a.node, r.node) AS node,
+           COALESCE(a.events, 0)::float8 AS received_events_total,
+           COALESCE(extract(epoch FROM a.received_at), 0)::float8 AS received_timestamp_seconds,
+           COALESCE(extract(epoch FROM r.reported_at), 0)::float8 AS reported_timestamp_seconds,
+           COALESCE(jsonb_array_length(r.active), 0)::float8 AS active_impersonations
+      FROM (SELECT n.node, sum(n.position) AS events, max(n.received_at) AS received_at
+              FROM impersonate.audit_node n GROUP BY n.node) a
+           FULL JOIN impersonate.node_report r ON r.node = a.node;
+COMMENT ON VIEW impersonate.node_metrics IS
+    'what this database''s standbys have sent and reported, for SQL exporters of Prometheus: datname and node are labels';
+REVOKE ALL ON impersonate.node_metrics FROM PUBLIC;
+GRANT SELECT ON impersonate.node_metrics TO pg_read_all_stats;
 REVOKE ALL ON impersonate.audit_metrics FROM PUBLIC;
 GRANT SELECT ON impersonate.audit_metrics TO pg_read_all_stats;
 
@@ -1000,12 +1045,15 @@ CREATE FUNCTION impersonate.help(OUT name text, OUT kind text, OUT meaning text,
         ('impersonate.audit_restored', 'table', $$SELECT DISTINCT origin, dumped_at FROM impersonate.audit_restored$$),
         ('impersonate.audit_status', 'view', $$SELECT * FROM impersonate.audit_status$$),
         ('impersonate.audit_metrics', 'view', $$SELECT * FROM impersonate.audit_metrics$$),
+        ('impersonate.node_metrics', 'view', $$SELECT * FROM impersonate.node_metrics$$),
         ('impersonate.audit_spool', 'view', $$SELECT * FROM impersonate.audit_spool$$),
         ('impersonate.audit_spooled', 'function', $$SELECT * FROM impersonate.audit_spooled()$$),
         ('impersonate.audit_node', 'table', $$SELECT node, position, received_at FROM impersonate.audit_node$$),
         ('impersonate.active_nodes', 'view', $$SELECT node, impersonator, target, since FROM impersonate.active_nodes$$),
         ('impersonate.this_node', 'function', $$SELECT impersonate.this_node()$$),
         ('impersonate.retire_node', 'function', $$SELECT impersonate.retire_node('north')$$),
+        ('impersonate.discard_spool', 'function',
+         $$SELECT impersonate.discard_spool(spool_id) FROM impersonate.audit_spool WHERE state = 'retired'$$),
         ('impersonate.audit_receive', 'function',
          $$GRANT EXECUTE ON FUNCTION impersonate.audit_receive, impersonate.report_node TO anna$$),
         ('impersonate.report_node', 'function',

@@ -605,6 +605,14 @@ fn retire_node(node: Option<&[u8]>) -> bool {
     trail::retire_node(node)
 }
 
+/// `impersonate.discard_spool` (N2): how many of its events were not sent; NULL when they can't be read.
+#[pg_extern(volatile, parallel_unsafe)]
+fn discard_spool(spool_id: Option<pgrx::Uuid>) -> Option<i64> {
+    let id = spool_id?;
+    let (first, last) = trail::discard_spool(id.as_bytes()[..].try_into().ok()?, &id.to_string())?;
+    i64::try_from(last + 1 - first).ok()
+}
+
 /// `impersonate.audit_spools`
 #[pg_extern(volatile, parallel_restricted)]
 #[allow(clippy::type_complexity)]
@@ -615,7 +623,7 @@ fn audit_spools() -> TableIterator<
         name!(node, String),
         name!(system_identifier, String),
         name!(spool_id, pgrx::Uuid),
-        name!(own, bool),
+        name!(state, String),
         name!(segments, i64),
         name!(bytes, i64),
         name!(oldest_position, i64),
@@ -643,7 +651,7 @@ fn audit_spools() -> TableIterator<
                 figures.node,
                 figures.system.to_string(),
                 pgrx::Uuid::from_bytes(figures.spool),
-                figures.own,
+                figures.state.as_str().to_owned(),
                 count(figures.segments),
                 count(figures.bytes),
                 count(figures.oldest),
@@ -662,9 +670,11 @@ fn audit_spools() -> TableIterator<
     TableIterator::new(rows)
 }
 
-/// `impersonate.audit_spooled`: the events of this database that are still in this node's spool.
+/// `impersonate.audit_spooled`: the events of this database that are still in this node's spool, or those of any.
 #[pg_extern(volatile, parallel_restricted)]
-fn audit_spooled() -> TableIterator<
+fn audit_spooled(
+    spool: Option<pgrx::Uuid>,
+) -> TableIterator<
     'static,
     (
         name!(spool_id, pgrx::Uuid),
@@ -672,7 +682,8 @@ fn audit_spooled() -> TableIterator<
         name!(event, pgrx::JsonB),
     ),
 > {
-    let events = audit::show::events(identity::database().into()).unwrap_or_else(|why| {
+    let wanted = spool.and_then(|spool| spool.as_bytes()[..].try_into().ok());
+    let events = audit::show::events(identity::database().into(), wanted).unwrap_or_else(|why| {
         session::raise(&refusal(
             PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
             "the audit spool cannot be read".to_owned(),

@@ -1,8 +1,10 @@
 //! What is stored in the audit: its head, whether it is as it was stored (L8), and how old rows leave (L9).
 
+use crate::audit::show::State;
 use crate::audit::verify::{Column, End, Ending, Finding, Meaning, Row, Start, Verification, Wanted};
 use crate::audit::{self, stored_hash, Event, Kind};
 use crate::pg::audit_rows::{purging, reading, Access, Argument, Stored};
+use crate::pg::guc::Refusal;
 use crate::pg::{identity, utility};
 use crate::{session, statements};
 use pgrx::PgSqlErrorCode;
@@ -364,20 +366,7 @@ fn remove(access: &Access, before: i64, leaving: &Leaving) {
 pub fn retire_node(node: &[u8]) -> bool {
     session::refuse_change("the audit");
     utility::prevent_if_read_only(c"impersonate.retire_node()");
-    let (statement, mut detail) = statements::kept_text(identity::client_message());
-    detail["retired"] = identity::to_utf8(node).into();
-    let detail = identity::speakable(&detail.to_string()).into_owned();
-    let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
-    let role = identity::role_name(identity::role_in_force()).unwrap_or_default();
-    audit::wait_stored(audit::push(&Event {
-        user_name: &session_user,
-        session_user_name: &session_user,
-        role_name: &role,
-        command_tag: Some(b"SELECT"),
-        statement: Some(&statement),
-        detail: Some(detail.as_bytes()),
-        ..statements::blank_event(Kind::Node)
-    }));
+    tell_of_node(|detail| detail["retired"] = identity::to_utf8(node).into());
     let retired = purging(|access| {
         access.run(
             c"DELETE FROM impersonate.node_report WHERE node = $1",
@@ -390,4 +379,73 @@ pub fn retire_node(node: &[u8]) -> bool {
         )
     });
     retired > 0
+}
+
+/// N2: removes a spool that nobody takes in any more, on record first. Its oldest and newest position that was not sent, as
+/// far as is known; None when there is none, or it can't be read.
+pub fn discard_spool(id: [u8; 16], shown: &str) -> Option<(u64, u64)> {
+    session::refuse_change("the audit");
+    let refuse = |code, message: String, detail: Option<String>, hint: Option<String>| -> ! {
+        session::raise(&Refusal {
+            sqlstate: code,
+            message,
+            detail,
+            hint,
+        })
+    };
+    let all = audit::show::figures();
+    let Some(spool) = all.iter().find(|spool| spool.spool == id && id != [0; 16]) else {
+        refuse(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("audit spool {shown} does not exist on this server"),
+            None,
+            Some("impersonate.audit_spool shows those that do.".to_owned()),
+        );
+    };
+    if spool.state == State::Own {
+        refuse(
+            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            format!("audit spool {shown} is in use"),
+            Some("Its events are sent to the primary, or taken in after a promotion.".to_owned()),
+            Some(format!(
+                "If they cannot be: SELECT impersonate.retire_node('{}') on the primary.",
+                spool.node.replace('\'', "''")
+            )),
+        );
+    }
+    let ends = audit::show::ends(spool);
+    tell_of_node(|detail| {
+        detail["discarded"] = shown.into();
+        detail["of"] = spool.node.clone().into();
+        detail["state"] = spool.state.as_str().into();
+        detail["first"] = ends.map(|(first, _)| first).into();
+        detail["last"] = ends.map(|(_, last)| last).into();
+    });
+    if let Err(why) = audit::show::remove(spool) {
+        refuse(
+            PgSqlErrorCode::ERRCODE_IO_ERROR,
+            format!("audit spool {shown} could not be removed"),
+            Some(why),
+            None,
+        );
+    }
+    ends
+}
+
+/// A NODE event of this session, which is stored when this returns.
+fn tell_of_node(add: impl FnOnce(&mut serde_json::Value)) {
+    let (statement, mut detail) = statements::kept_text(identity::client_message());
+    add(&mut detail);
+    let detail = identity::speakable(&detail.to_string()).into_owned();
+    let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
+    let role = identity::role_name(identity::role_in_force()).unwrap_or_default();
+    audit::wait_stored(audit::push(&Event {
+        user_name: &session_user,
+        session_user_name: &session_user,
+        role_name: &role,
+        command_tag: Some(b"SELECT"),
+        statement: Some(&statement),
+        detail: Some(detail.as_bytes()),
+        ..statements::blank_event(Kind::Node)
+    }));
 }

@@ -5,12 +5,13 @@
 
 use super::node;
 use super::queue::LaneHandle;
-use super::spool::{self, Spool, Trouble};
+use super::spool::{self, Owner, Spool, Trouble};
 use super::spools;
 use crate::pg::latch::now;
 use crate::pg::rights::random_uuid;
 use crate::pg::worker::nodes::{self, Known};
 use crate::pg::worker::{self, Failure};
+use std::path::Path;
 
 /// Microseconds after which the writer looks again whether its spool was retired, or its node has another name.
 const LOOK_AGAIN: i64 = 2_000_000;
@@ -69,6 +70,52 @@ pub(super) fn retired(known: &[Known]) -> impl Fn(&[u8; 16]) -> bool + '_ {
     |id| known.iter().any(|known| known.retired && known.spool == *id)
 }
 
+/// Removes what has come back of this node's own spools, but for the `keep` newest segments; and puts aside what is left of
+/// those that are retired. If one may be open in a writer, that is asked to.
+pub(super) fn tidy(folder: &Path, owner: &Owner, known: &[Known], keep: usize) -> Result<(), Failure> {
+    let segments = spool::segments(folder).map_err(|trouble| failure(&trouble))?;
+    let is_here = |known: &&Known| {
+        let of_it = |segment: &spool::Segment| segment.head.as_ref().is_some_and(|head| head.spool == known.spool);
+        known.node == owner.node && segments.iter().any(of_it)
+    };
+    for known in known.iter().filter(is_here) {
+        let lane = super::queue::find(owner.database).filter(|lane| !lane.status().absent && !super::is_writer());
+        if let Some(lane) = lane.filter(|_| known.retired) {
+            if let Some(place) = spools::of(owner.database) {
+                place.ask_to_look();
+                lane.wake();
+            }
+        } else if known.retired {
+            let first = spool::put_aside(folder, owner, &known.spool, known.position);
+            if let Some(first) = first.map_err(|trouble| failure(&trouble))? {
+                super::writer::log_line(format!(
+                    "impersonate audit spool {} of node \"{}\" is retired; its events from position {first} on are not on the \
+                     primary and stay in \"{}\"",
+                    uuid(&known.spool),
+                    String::from_utf8_lossy(&owner.node),
+                    folder.display()
+                ));
+            }
+        } else {
+            spool::remove_confirmed(folder, owner, &known.spool, known.position, keep)
+                .map_err(|trouble| failure(&trouble))?;
+        }
+    }
+    Ok(())
+}
+
+/// As the server writes it.
+pub(super) fn uuid(id: &[u8; 16]) -> String {
+    let mut text = String::with_capacity(36);
+    for (at, byte) in id.iter().enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text += &format!("{byte:02x}");
+    }
+    text
+}
+
 impl Keeper {
     pub const fn new() -> Self {
         Keeper {
@@ -87,6 +134,28 @@ impl Keeper {
         self.spool = None;
     }
 
+    /// Whether it looks again what became of its spool, and does so.
+    pub fn look_if_asked(&mut self) -> Result<(), Failure> {
+        let asked = spools::known(worker::my_database()).is_some_and(|place| place.take_look());
+        if asked {
+            self.looked_at = 0;
+            self.look_if_due()?;
+        }
+        Ok(())
+    }
+
+    /// Looks again if it is time to. Whether the extension is there.
+    fn look_if_due(&mut self) -> Result<bool, Failure> {
+        if self.spool.is_none() || now() - self.looked_at > LOOK_AGAIN {
+            let known = worker::catch(|| worker::transaction(nodes::known))?;
+            let Some(known) = known else {
+                return Ok(false);
+            };
+            self.look(&known)?;
+        }
+        Ok(true)
+    }
+
     /// Stores the oldest events of the queue.
     pub fn store(
         &mut self,
@@ -95,12 +164,8 @@ impl Keeper {
         max_events: usize,
         max_bytes: u64,
     ) -> Result<Kept, Failure> {
-        if self.spool.is_none() || now() - self.looked_at > LOOK_AGAIN {
-            let known = worker::catch(|| worker::transaction(nodes::known))?;
-            let Some(known) = known else {
-                return Ok(Kept::NoExtension);
-            };
-            self.look(&known)?;
+        if !self.look_if_due()? {
+            return Ok(Kept::NoExtension);
         }
         let limit = node::spool_limit();
         let mut events = Vec::new();
@@ -144,6 +209,8 @@ impl Keeper {
             detail: None,
         })?;
         let folder = node::folder(database);
+        let given_up: Vec<Known> = known.iter().filter(|known| known.retired).cloned().collect();
+        tidy(&folder, &owner, &given_up, 0)?;
         self.warn_of_strangers(&folder, &owner);
         let spool = Spool::open(&folder, &owner, random_uuid(), &retired).map_err(|trouble| failure(&trouble))?;
         let recorded = known.iter().find(|known| known.spool == spool.id());
@@ -167,7 +234,7 @@ impl Keeper {
     }
 
     /// Spools that came with a base backup: they are let alone, and once a writer's life it is said so.
-    pub fn warn_of_strangers(&mut self, folder: &std::path::Path, owner: &spool::Owner) {
+    pub fn warn_of_strangers(&mut self, folder: &Path, owner: &Owner) {
         if std::mem::replace(&mut self.warned, true) {
             return;
         }

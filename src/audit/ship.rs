@@ -5,13 +5,13 @@
 //! A segment is removed when this standby's own, replayed copy of `impersonate.audit_node` has its last event: then the
 //! rows are here as well, and no promotion can lose them.
 
-use super::keeper::{failure, retired};
+use super::keeper::{self, failure, retired};
 use super::node;
 use super::spool::{self, Owner, Reader};
 use super::spools::{self, Spool};
 use crate::pg::latch::{check_for_interrupts, nap, now};
 use crate::pg::libpq::{Connection, Parameter, Trouble};
-use crate::pg::worker::nodes::{self, Known};
+use crate::pg::worker::nodes;
 use crate::pg::worker::rows::one_text;
 use crate::pg::worker::{self, Failure};
 use crate::pg::{backends, identity};
@@ -23,7 +23,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Bytes of events that are sent at once.
 const BATCH: usize = 512 * 1024;
 
-/// Segments that stay though the primary has all of them.
+/// Segments that stay though their events have come back: the one that is written to, and one more, as of a primary that
+/// is lost the end may be lost too, and this copy of it when it is rewound.
 const KEEP: usize = 2;
 
 /// Milliseconds between two looks at the spool.
@@ -75,6 +76,8 @@ struct Shipper {
     place: Spool,
     folder: PathBuf,
     connection: Option<Connection>,
+    /// What it was made with.
+    conninfo: CString,
     /// Whose spool is read, and how far.
     reader: Option<(Owner, Reader)>,
     /// What the primary said to have, since this connection was made.
@@ -98,6 +101,7 @@ impl Shipper {
             place,
             folder: node::folder(database),
             connection: None,
+            conninfo: CString::default(),
             reader: None,
             confirmed: None,
             failures: 0,
@@ -156,7 +160,7 @@ impl Shipper {
         let Some(known) = worker::catch(|| worker::transaction(nodes::known))? else {
             return Ok(Step::Nothing);
         };
-        self.tidy(&owner, &known)?;
+        keeper::tidy(&self.folder, &owner, &known, KEEP)?;
         let Some(conninfo) = node::primary_conninfo() else {
             return Err(Failure {
                 sqlstate: *b"55000",
@@ -215,20 +219,11 @@ impl Shipper {
         Ok(Step::Sent)
     }
 
-    /// Removes what has come back, but for one segment more than is written to: of a primary that is lost the end may be
-    /// lost too, and this copy of it when it is rewound.
-    fn tidy(&self, owner: &Owner, known: &[Known]) -> Result<(), Failure> {
-        for known in known.iter().filter(|known| known.node == owner.node && !known.retired) {
-            spool::remove_confirmed(&self.folder, owner, &known.spool, known.position, KEEP)
-                .map_err(|trouble| failure(&trouble))?;
-        }
-        Ok(())
-    }
-
     fn connect(&mut self, conninfo: &CString) -> Result<(), Failure> {
-        if self.connection.is_some() {
+        if self.connection.is_some() && self.conninfo == *conninfo {
             return Ok(());
         }
+        self.connection = None;
         self.confirmed = None;
         self.place.set_connected(false);
         let name = worker::catch(|| worker::transaction(worker::my_database_name))?;
@@ -240,6 +235,7 @@ impl Shipper {
         ];
         let connection = worker::catch(|| Connection::connect(conninfo, &more, CONNECT_LIMIT))?;
         self.connection = Some(connection.map_err(|trouble| self.trouble(trouble))?);
+        self.conninfo.clone_from(conninfo);
         self.place.set_connected(true);
         Ok(())
     }

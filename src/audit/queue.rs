@@ -875,18 +875,16 @@ impl LaneHandle {
     }
 
     /// Hands the oldest events to `each`, at most `max_events` and no further than `max_bytes`, but at least one if
-    /// there is one. Returns their number and the position behind them; `None` if the ring's content makes no sense.
+    /// there is one; it ends before the one that `each` doesn't take. Returns the number of those that were taken and the
+    /// position behind them; `None` if the ring's content makes no sense.
     pub fn read(
         &self,
         scratch: &mut Vec<u8>,
         max_events: usize,
         max_bytes: u64,
-        mut each: impl FnMut(&Record),
+        mut each: impl FnMut(&Record) -> bool,
     ) -> Option<(usize, u64)> {
-        self.read_bytes(scratch, max_events, max_bytes, |bytes| {
-            each(&decode(bytes)?);
-            Some(())
-        })
+        self.read_bytes(scratch, max_events, max_bytes, |bytes| Some(each(&decode(bytes)?)))
     }
 
     /// As `read`, with events as they are in the ring; `each` returns `None` for what makes no sense.
@@ -895,7 +893,7 @@ impl LaneHandle {
         scratch: &mut Vec<u8>,
         max_events: usize,
         max_bytes: u64,
-        mut each: impl FnMut(&[u8]) -> Option<()>,
+        mut each: impl FnMut(&[u8]) -> Option<bool>,
     ) -> Option<(usize, u64)> {
         let tail = self.tail();
         let head = self.head();
@@ -909,13 +907,16 @@ impl LaneHandle {
                 return None;
             }
             let (first, second) = self.ring.read(position, length);
-            if second.is_empty() {
-                each(first)?;
+            let taken = if second.is_empty() {
+                each(first)?
             } else {
                 scratch.clear();
                 scratch.extend_from_slice(first);
                 scratch.extend_from_slice(second);
-                each(scratch)?;
+                each(scratch)?
+            };
+            if !taken {
+                break;
             }
             position += length as u64;
             count += 1;

@@ -16,8 +16,8 @@
 //! one writer of a database exists at a time (see `queue`), and it commits before it leaves.
 //!
 //! # Places
-//! The table has a partition for each month. A batch for which one is missing is given up, the partition is made in a
-//! transaction of its own, and the batch begun again: so that no lock of a batch is held while one waits for another.
+//! The table has a partition for each month. A batch ends before an event for which one is missing; the partition is made
+//! in a transaction of its own, so that no lock of a batch is held while one waits for another.
 //! With `impersonate.audit_destination = log` rows go to the server log instead; numbers and hashes go on. A DESTINATION
 //! row is the table's last before that, and its first after: it says in the chain itself what is not in the table.
 //! A line is written before its batch commits, so after an error it may come twice, with the same number.
@@ -49,7 +49,7 @@ use super::spool::{self, Reader};
 use crate::pg::identity;
 use crate::pg::latch::{check_for_interrupts, nap, now};
 use crate::pg::worker::nodes::{self, Known};
-use crate::pg::worker::partitions::{self, Range};
+use crate::pg::worker::partitions;
 use crate::pg::worker::rows::{self, Batch, Field, Parsed, Store, Target};
 use crate::pg::worker::state::{Place, State, StateTable, StateTarget};
 use crate::pg::worker::{self, Failure};
@@ -88,9 +88,6 @@ const LONGEST_PAUSE: u32 = 5_000;
 const TIDY_AFTER: i64 = 2_000_000;
 const TIDY_AGAIN: i64 = 60_000_000;
 
-/// Partitions whose times the writer remembers.
-const KNOWN_RANGES: usize = 16;
-
 /// Connections that failed in a row, after which the writer looks whether its database still exists.
 const DOUBTS: u32 = 2;
 
@@ -124,6 +121,7 @@ pub(super) static TARGET: Target = Target {
         (c"detail", JSONB),
         (c"hash", BYTEA),
     ],
+    partitioned: c"RANGE (event_time)",
     insert: c"INSERT INTO impersonate.audit SELECT a.* FROM pg_catalog.unnest($1) AS a",
     newest: c"SELECT event_id, hash FROM impersonate.audit ORDER BY event_id DESC LIMIT 1",
 };
@@ -240,8 +238,6 @@ struct Writer {
     newest: Option<Newest>,
     /// `newest` is to be compared with what the tables say.
     doubtful: bool,
-    /// Times for which there is a partition.
-    ranges: Vec<Range>,
     /// When to look for empty partitions.
     tidy_at: Option<i64>,
     /// Events of the next transaction, at most.
@@ -310,7 +306,6 @@ impl Writer {
             scratch: Vec::new(),
             newest: None,
             doubtful: true,
-            ranges: Vec::new(),
             tidy_at: Some(now() + TIDY_AFTER),
             batch: BATCH_EVENTS,
             care: Care::Usual,
@@ -401,7 +396,7 @@ impl Writer {
             let stored = match worker::transaction(|| self.store_batch(&Source::Queue)) {
                 Outcome::Stored(stored) => stored,
                 Outcome::NoExtension => return Round::NoExtension,
-                Outcome::NoPartition(times) => return self.make_partitions(times),
+                Outcome::NoPartition(time) => return make_partition(time),
             };
             // From the commit in there to here, nothing can raise or be interrupted. See the head of this file.
             self.lane
@@ -418,21 +413,6 @@ impl Writer {
             worker::report_activity(false);
             Round::Stored
         })
-    }
-
-    fn make_partitions(&mut self, times: Vec<i64>) -> Round {
-        for time in times {
-            if !has_partition(&self.ranges, time) {
-                let range =
-                    worker::transaction(|| rows::hold_extension(TARGET.extension).then(|| partitions::ensure(time)));
-                let Some(range) = range else {
-                    return Round::NoExtension;
-                };
-                self.ranges.truncate(KNOWN_RANGES - 1);
-                self.ranges.insert(0, range);
-            }
-        }
-        Round::Again
     }
 
     /// One round on a standby, where events go into the spool.
@@ -537,7 +517,7 @@ impl Writer {
                     Round::Again
                 }
                 Outcome::NoExtension => Round::NoExtension,
-                Outcome::NoPartition(times) => self.make_partitions(times),
+                Outcome::NoPartition(time) => make_partition(time),
             })
         })
     }
@@ -568,7 +548,7 @@ impl Writer {
         let limit = if care == Care::Usual { self.batch } else { 1 };
         let database = worker::my_database_name();
         let node = node::name();
-        let batch = open.batch(limit);
+        let batch = open.batch();
         let mut builder = RowBuilder {
             batch: &batch,
             database: &database,
@@ -579,8 +559,7 @@ impl Writer {
             newest: before,
             to_table,
             lines: to_log.then(Vec::new),
-            ranges: &self.ranges,
-            missing: Vec::new(),
+            missing: None,
             purge: false,
         };
         let in_table = before.stored_id == before.id;
@@ -588,6 +567,7 @@ impl Writer {
             builder.turn();
         }
         let read = match source {
+            _ if builder.missing.is_some() => Some((0, 0)),
             Source::Queue => self
                 .lane
                 .read(&mut self.scratch, limit, BATCH_BYTES, |record| builder.push(record)),
@@ -595,7 +575,10 @@ impl Writer {
                 .entries
                 .iter()
                 .take(limit)
-                .try_for_each(|entry| {
+                .try_fold(true, |taken, entry| {
+                    if !taken {
+                        return Some(false);
+                    }
                     let mut record = super::event::decode(&entry.event)?;
                     record.origin = Some(Origin {
                         node: node.as_deref().unwrap_or_default(),
@@ -603,10 +586,9 @@ impl Writer {
                         position: entry.position,
                         hash: entry.hash,
                     });
-                    builder.push(&record);
-                    Some(())
+                    Some(builder.push(&record))
                 })
-                .map(|()| (0, 0)),
+                .map(|_| (0, 0)),
         };
         let Some((count, position)) = read else {
             pgrx::error!("the audit queue holds something that is not an event");
@@ -619,12 +601,11 @@ impl Writer {
             purge,
             ..
         } = builder;
-        if !missing.is_empty() {
-            batch.abandon();
+        batch.finish();
+        if let (Some(time), true) = (missing, after.id == before.id) {
             state.close();
-            return Outcome::NoPartition(missing);
+            return Outcome::NoPartition(time);
         }
-        batch.insert();
         known
             .iter()
             .filter(|(_, added)| *added)
@@ -659,7 +640,6 @@ impl Writer {
         if done {
             self.tidy_at = None;
         }
-        self.ranges.clear();
     }
 
     /// The type of a column refused something.
@@ -757,7 +737,6 @@ impl Writer {
                 self.take_in = own_spool();
             }
             self.doubtful = true;
-            self.ranges.clear();
             self.scratch = Vec::new();
         }
         if failure.sqlstate.starts_with(b"22") && self.care != Care::Without && !self.lane.is_empty() {
@@ -816,8 +795,8 @@ enum Outcome {
     Stored(StoredBatch),
     /// There is no table.
     NoExtension,
-    /// For these times.
-    NoPartition(Vec<i64>),
+    /// For this time.
+    NoPartition(i64),
 }
 
 struct StoredBatch {
@@ -867,8 +846,18 @@ fn newest(
     Newest { place, ..newest }
 }
 
-fn has_partition(ranges: &[Range], time: i64) -> bool {
-    ranges.iter().any(|(low, high)| (*low..*high).contains(&time))
+fn make_partition(time: i64) -> Round {
+    let made = worker::transaction(|| {
+        rows::hold_extension(TARGET.extension) && {
+            partitions::ensure(time);
+            true
+        }
+    });
+    if made {
+        Round::Again
+    } else {
+        Round::NoExtension
+    }
 }
 
 /// A column's value in two forms: for the hash, and for the table.
@@ -953,20 +942,31 @@ struct RowBuilder<'b> {
     to_table: bool,
     /// For the server log, if rows go there.
     lines: Option<Vec<String>>,
-    ranges: &'b [Range],
-    /// Times for which there is no partition.
-    missing: Vec<i64>,
+    /// The time of an event for which there is no partition. No other is taken after it.
+    missing: Option<i64>,
     purge: bool,
 }
 
 impl<'b> RowBuilder<'b> {
-    /// Adds a row; but none for what another node sent before.
-    fn push(&mut self, record: &Record) {
-        if record.origin.is_some_and(|origin| !self.is_next(&origin)) {
-            return;
+    /// Adds a row; but none for what another node sent before. Returns false, and does nothing, when there is no place
+    /// for it.
+    fn push(&mut self, record: &Record) -> bool {
+        if self.to_table && !self.has_place(record.time) {
+            return false;
         }
-        self.purge |= record.kind == Kind::Purge;
-        self.put(record, self.to_table);
+        if record.origin.is_none_or(|origin| self.is_next(&origin)) {
+            self.purge |= record.kind == Kind::Purge;
+            self.put(record, self.to_table);
+        }
+        true
+    }
+
+    fn has_place(&mut self, time: i64) -> bool {
+        let takes = self.batch.takes(time);
+        if !takes {
+            self.missing = Some(time);
+        }
+        takes
     }
 
     /// N2: whether an event of another node is the next of its spool, and then it counts as being there. What isn't was
@@ -1043,7 +1043,9 @@ impl<'b> RowBuilder<'b> {
         let mut bytes = Vec::new();
         event.encode(event.size(), &mut bytes);
         if let Some(record) = super::event::decode(&bytes) {
-            self.put(&record, true);
+            if self.has_place(record.time) {
+                self.put(&record, true);
+            }
         }
     }
 
@@ -1082,16 +1084,13 @@ impl<'b> RowBuilder<'b> {
         columns.iter().for_each(|column| hasher.column(column.value));
         let hash = hasher.finish();
         if to_table {
-            if !has_partition(self.ranges, record.time) {
-                self.missing.push(record.time);
-            }
             let mut fields = [Field::Null; HASHED + 1];
             fields
                 .iter_mut()
                 .zip(&columns)
                 .for_each(|(field, column)| *field = column.field);
             fields[HASHED] = Field::Bytes(&hash);
-            self.batch.push(&fields);
+            self.batch.push(record.time, &fields);
             self.newest.stored_id = id;
         }
         if let Some(lines) = &mut self.lines {
@@ -1252,7 +1251,10 @@ fn log_and_clear(lane: LaneHandle, why: &str) {
 
 /// Writes what is queued to the server log. Returns the number of events and the position behind them.
 fn log_all(lane: LaneHandle, why: &str) -> Option<(usize, u64)> {
-    let read = lane.read(&mut Vec::new(), usize::MAX, u64::MAX, |record| log_record(record, why));
+    let read = lane.read(&mut Vec::new(), usize::MAX, u64::MAX, |record| {
+        log_record(record, why);
+        true
+    });
     if read.is_none() {
         log_line("impersonate audit queue holds something that is not an event".to_owned());
     }

@@ -230,6 +230,45 @@ pub unsafe fn update_tuple(relation: pg_sys::Relation, place: *mut pg_sys::ItemP
     }
 }
 
+/// Adds a row that was stored to its table's indexes.
+///
+/// # Safety
+/// The slot holds the row and says where it is; the indexes are open.
+pub unsafe fn insert_into_indexes(
+    table: *mut pg_sys::ResultRelInfo,
+    slot: *mut pg_sys::TupleTableSlot,
+    state: *mut pg_sys::EState,
+) {
+    let none = std::ptr::null_mut();
+    #[cfg(feature = "pg15")]
+    // SAFETY: the caller's promise; nothing is to be checked later, so there is nothing in the result.
+    unsafe {
+        pg_sys::ExecInsertIndexTuples(table, slot, state, false, false, none, std::ptr::null_mut());
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::ExecInsertIndexTuples(table, slot, state, false, false, none, std::ptr::null_mut(), false);
+    }
+}
+
+/// A column of a table, from 0.
+///
+/// # Safety
+/// The descriptor has it.
+pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, at: i32) -> *const pg_sys::FormData_pg_attribute {
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        (*descriptor).attrs.as_ptr().add(at as usize)
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::TupleDescAttr(descriptor, at)
+    }
+}
+
 /// This backend's place among the server's processes: 0 to MaxBackends - 1 for client backends.
 pub fn backend_slot() -> usize {
     #[cfg(any(feature = "pg15", feature = "pg16"))]

@@ -1,6 +1,7 @@
 //! What a background worker needs of the server: registration, its start in its own process, transactions, and
 //! recovery from errors; and what others ask about processes.
 
+pub mod bulk;
 pub mod nodes;
 pub mod partitions;
 pub mod rows;

@@ -8,12 +8,8 @@ use super::rows::expect;
 use pgrx::{pg_sys, FromDatum};
 use std::ffi::{CStr, CString};
 
-/// Times that a partition takes, in microseconds since 2000-01-01: from the first up to the second.
-pub type Range = (i64, i64);
-
-/// Of the month of `$1`: whether a partition takes that time, and its bounds; or bounds for a new one, between those
-/// that there are, its name, and the owner of the table. Bounds as numbers, then as SQL writes them. Needs ISO dates,
-/// and UTC.
+/// Whether a partition takes the time `$1`; if not, of a new one: its bounds, in that month and between those that there
+/// are, its name, and the owner of the table. Needs ISO dates, and UTC.
 const LOOK: &CStr = c"
     WITH bounds AS (
         SELECT CASE WHEN text = 'DEFAULT' OR text LIKE 'FOR VALUES FROM (MINVALUE)%' THEN '-infinity'
@@ -35,7 +31,7 @@ const LOOK: &CStr = c"
         UNION ALL
         SELECT false, low, high FROM free WHERE NOT EXISTS (SELECT FROM bounds WHERE low <= $1 AND $1 < high)
     )
-    SELECT r.taken, r.low, r.high,
+    SELECT r.taken,
            pg_catalog.quote_literal(r.low), pg_catalog.quote_literal(r.high),
            (SELECT name FROM pg_catalog.generate_series(0, 1000) n,
                              LATERAL (SELECT pg_catalog.to_char($1 AT TIME ZONE 'UTC', '\"audit_\"FMYYYYMM')
@@ -57,15 +53,12 @@ const EMPTY: &CStr = c"
        AND high::pg_catalog.timestamptz < pg_catalog.date_trunc('month', pg_catalog.now(), 'UTC')
        AND pg_catalog.pg_relation_size(c.oid) = 0";
 
-/// Sees to it that there is a partition for events of this time, inside `worker::transaction`. Returns what times it
-/// takes.
-pub fn ensure(time: i64) -> Range {
-    let (taken, range, statements) = look(time);
-    if !taken {
+/// Sees to it that there is a partition for events of this time, inside `worker::transaction`.
+pub fn ensure(time: i64) {
+    if let Some(statements) = look(time) {
         statements.iter().for_each(|statement| run(statement));
         take_from_strangers();
     }
-    range
 }
 
 /// Default privileges are for tables that somebody makes, not for parts of the audit: who may read it is said of the
@@ -87,7 +80,8 @@ fn take_from_strangers() {
     }
 }
 
-fn look(time: i64) -> (bool, Range, Vec<CString>) {
+/// The statements that make what is missing, if something is.
+fn look(time: i64) -> Option<Vec<CString>> {
     let mut types = [pg_sys::TIMESTAMPTZOID];
     let mut arguments = [pg_sys::Datum::from(time)];
     // SAFETY: a constant statement with one argument of its type, inside SPI; it returns a row.
@@ -107,10 +101,9 @@ fn look(time: i64) -> (bool, Range, Vec<CString>) {
         }
         let row = Row(0);
         let taken = row.get::<bool>(1).unwrap_or_default();
-        let range = (row.get(2).unwrap_or(i64::MIN), row.get(3).unwrap_or(i64::MAX));
-        let (low, high, name, owner) = (row.text(4), row.text(5), row.text(6), row.text(7));
+        let (low, high, name, owner) = (row.text(2), row.text(3), row.text(4), row.text(5));
         pg_sys::SPI_freetuptable(pg_sys::SPI_tuptable);
-        (taken, range, making(&low, &high, &name, &owner))
+        (!taken).then(|| making(&low, &high, &name, &owner))
     }
 }
 

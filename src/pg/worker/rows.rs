@@ -1,10 +1,13 @@
-//! Rows on their way into a table of the extension, many with one statement.
+//! Rows on their way into a table of the extension, many at a time.
 //!
-//! A batch of rows is one parameter, an array of the table's own row type, so that the table's columns may stand in any
-//! order and more of them may come. The worker does this as the bootstrap superuser: so it stores only in a table that
-//! belongs to the extension and to a superuser. A table that somebody else made under the same name after the extension
-//! was dropped could bring triggers.
+//! They go straight into the partition that takes their time (`bulk.rs`). Where an INSERT would have to do more than that,
+//! as with a trigger or a check that somebody added, it is an INSERT: then the rows are one parameter, an array of the
+//! table's own row type. Either way the table's columns may stand in any order and more of them may come.
+//!
+//! The worker does this as the bootstrap superuser: so it stores only in a table that belongs to the extension and to a
+//! superuser. A table that somebody else made under the same name after the extension was dropped could bring triggers.
 
+use super::bulk::{self, Heap, Way};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{function_name, pg_sys, FromDatum, PgLogLevel, PgSqlErrorCode};
 use std::cell::{Cell, RefCell};
@@ -17,6 +20,8 @@ pub struct Target {
     pub table: &'static CStr,
     /// Name and type of each column that is written.
     pub columns: &'static [(&'static CStr, u32)],
+    /// How it is partitioned, as `pg_get_partkeydef` says it: by ranges of a column of type timestamptz.
+    pub partitioned: &'static CStr,
     /// Inserts the rows of `$1`, an array of the row type.
     pub insert: &'static CStr,
     /// Returns one row, (bigint, bytea): the newest.
@@ -78,15 +83,28 @@ pub fn extension_exists(name: &CStr) -> bool {
 /// Keeps the extension from being dropped until the transaction ends, and says whether it is there. DROP EXTENSION locks
 /// the extension before its tables, so whoever does the same never holds a table that it waits for.
 pub fn hold_extension(name: &CStr) -> bool {
+    let before = HELD.get();
     // SAFETY: in a transaction; a lock on an object that may be gone when it is got, which is looked at again.
-    unsafe {
-        let extension = pg_sys::get_extension_oid(name.as_ptr(), true);
-        if extension == pg_sys::InvalidOid {
+    let (locked, now) = unsafe {
+        let locked = if before == pg_sys::InvalidOid {
+            pg_sys::get_extension_oid(name.as_ptr(), true)
+        } else {
+            before
+        };
+        if locked == pg_sys::InvalidOid {
             return false;
         }
-        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, extension, 0, pg_sys::AccessShareLock as _);
-        pg_sys::get_extension_oid(name.as_ptr(), true) == extension
-    }
+        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, locked, 0, pg_sys::AccessShareLock as _);
+        (locked, pg_sys::get_extension_oid(name.as_ptr(), true))
+    };
+    HELD.set(if now == locked { locked } else { pg_sys::InvalidOid });
+    // Another may have been created by now.
+    now == locked || before != pg_sys::InvalidOid && hold_extension(name)
+}
+
+thread_local! {
+    /// The extension as it was held last.
+    static HELD: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
 }
 
 impl Store {
@@ -213,8 +231,19 @@ impl Known {
                 }
             })
             .collect();
-        // SAFETY: prepares constant statements; the array type is looked up for a row type that exists.
+        // SAFETY: prepares constant statements; the array type is looked up for a row type that exists. The key's
+        // definition is a text, or NULL where there is none.
         unsafe {
+            if pg_sys::get_rel_relkind(relation) as u8 == pg_sys::RELKIND_PARTITIONED_TABLE {
+                let key = pg_sys::OidFunctionCall1Coll(
+                    pg_sys::Oid::from(pg_sys::F_PG_GET_PARTKEYDEF),
+                    pg_sys::InvalidOid,
+                    relation.into(),
+                );
+                if <&[u8]>::from_datum(key, false) != Some(target.partitioned.to_bytes()) {
+                    refuse(target.extension, target.table, "it is partitioned in another way");
+                }
+            }
             let array_type = pg_sys::get_array_type(row_type);
             Known {
                 relation,
@@ -271,22 +300,21 @@ impl<'s> Open<'s> {
         }
     }
 
-    /// Begins a batch. Its memory is freed when the transaction ends.
-    pub fn batch(self, rows: usize) -> Batch<'s> {
+    /// Begins a batch.
+    pub fn batch(self) -> Batch<'s> {
         // SAFETY: the relation is open; its descriptor stays while it is.
         let width = usize::try_from(unsafe { (*(*self.relation).rd_att).natts }).unwrap_or_default();
+        let memory = memory();
+        // SAFETY: a context of this process; nothing of a batch before is in use any more.
+        unsafe { pg_sys::MemoryContextReset(memory) };
         Batch {
             values: RefCell::new((vec![pg_sys::Datum::from(0); width], vec![true; width])),
-            rows: RefCell::new(Vec::with_capacity(rows)),
+            rows: RefCell::new(Vec::with_capacity(bulk::AT_ONCE)),
+            place: RefCell::new(Place::Unknown),
+            memory,
             chunk: Cell::new((std::ptr::null_mut(), 0)),
             open: self,
         }
-    }
-
-    /// Ends what `Store::open` began, without a batch.
-    pub fn close(self) {
-        // SAFETY: opened by `Store::open`; the lock stays until the transaction's end.
-        unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as i32) };
     }
 }
 
@@ -296,68 +324,164 @@ pub(super) fn expect(done: i32, expected: u32) {
     }
 }
 
+/// The context in which rows are made. It keeps its first block, so that a batch finds memory that is in place.
+fn memory() -> pg_sys::MemoryContext {
+    thread_local! {
+        static MEMORY: Cell<pg_sys::MemoryContext> = const { Cell::new(std::ptr::null_mut()) };
+    }
+    const BLOCK: usize = 128 * 1024;
+    MEMORY.with(|memory| {
+        if memory.get().is_null() {
+            // SAFETY: made once, for the life of the process.
+            memory.set(unsafe {
+                pg_sys::AllocSetContextCreateInternal(
+                    pg_sys::TopMemoryContext,
+                    c"impersonate rows".as_ptr(),
+                    BLOCK,
+                    BLOCK,
+                    8 * 1024 * 1024,
+                )
+            });
+        }
+        memory.get()
+    })
+}
+
+/// Where the rows that are being gathered go.
+enum Place {
+    Unknown,
+    Table(Heap),
+    /// An INSERT finds it.
+    Executor,
+}
+
 /// Rows that are being gathered.
 pub struct Batch<'s> {
     open: Open<'s>,
     values: RefCell<(Vec<pg_sys::Datum>, Vec<bool>)>,
-    rows: RefCell<Vec<pg_sys::Datum>>,
+    /// Not stored yet, all for the same place.
+    rows: RefCell<Vec<pg_sys::HeapTuple>>,
+    place: RefCell<Place>,
+    memory: pg_sys::MemoryContext,
     /// Where the next value goes, and how much room there is.
     chunk: Cell<(*mut u8, usize)>,
 }
 
 /// Values are put into chunks of at least so many bytes.
-const CHUNK: usize = 64 * 1024;
+const CHUNK: usize = 8 * 1024;
 
 impl Batch<'_> {
-    /// Adds a row; `fields` stand in the order of the target's columns.
-    pub fn push(&self, fields: &[Field]) {
+    /// There is a place for rows of this time.
+    pub fn takes(&self, time: i64) -> bool {
+        // SAFETY: the table is open, locked for insertion.
+        !matches!(unsafe { bulk::way(self.open.relation, time) }, Way::Nowhere)
+    }
+
+    /// Adds a row of this time, which the batch takes; `fields` stand in the order of the target's columns. Stores rows,
+    /// when there are enough of them.
+    pub fn push(&self, time: i64, fields: &[Field]) {
+        self.turn_to(time);
         let (values, nulls) = &mut *self.values.borrow_mut();
         nulls.fill(true);
         for (field, place) in fields.iter().zip(&self.open.known.places) {
-            if let Some(datum) = self.datum(field) {
-                values[*place] = datum;
-                nulls[*place] = false;
-            }
+            nulls[*place] = matches!(field, Field::Null);
         }
-        // SAFETY: as many values as the descriptor has columns, each of its column's type, as `learn` has seen to. The
-        // tuple's data is a composite datum: it says its type itself, and contains nothing that is stored outside.
-        let row = unsafe {
-            let descriptor = (*self.open.relation).rd_att;
-            let tuple = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
-            pg_sys::Datum::from((*tuple).t_data)
-        };
+        // So that what refuses it says it in its own words.
+        if matches!(&*self.place.borrow(), Place::Table(heap) if heap.refuses(nulls)) {
+            self.turn(Place::Executor);
+        }
+        for (field, place) in fields.iter().zip(&self.open.known.places) {
+            values[*place] = self.datum(field);
+        }
+        // SAFETY: as many values as the descriptor has columns, each of its column's type, as `learn` has seen to.
+        let row = self.inside(|| unsafe {
+            pg_sys::heap_form_tuple((*self.open.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr())
+        });
         self.rows.borrow_mut().push(row);
+        if self.rows.borrow().len() == bulk::AT_ONCE {
+            self.store();
+        }
     }
 
-    /// Stores the rows.
-    pub fn insert(self) {
-        let mut rows = self.rows.into_inner();
-        if !rows.is_empty() {
-            // SAFETY: composite datums of the row type; the plan takes one array of it.
-            unsafe {
-                let array = pg_sys::construct_array(
-                    rows.as_mut_ptr(),
-                    rows.len() as i32,
-                    self.open.known.row_type,
-                    -1,
-                    false,
-                    pg_sys::TYPALIGN_DOUBLE as _,
-                );
-                let mut parameter = pg_sys::Datum::from(array);
-                let done = pg_sys::SPI_execute_plan(self.open.known.insert, &mut parameter, std::ptr::null(), false, 0);
-                expect(done, pg_sys::SPI_OK_INSERT);
-                let stored = pg_sys::SPI_processed;
-                if stored != rows.len() as u64 {
-                    pgrx::error!("{stored} of {} audit events were stored", rows.len());
-                }
+    /// Stores what is left, and ends the batch.
+    pub fn finish(self) {
+        self.turn(Place::Unknown);
+        // SAFETY: opened by `Store::open`; the lock stays until the transaction's end.
+        unsafe { pg_sys::table_close(self.open.relation, pg_sys::NoLock as i32) };
+    }
+
+    /// Looks where rows of this time go.
+    fn turn_to(&self, time: i64) {
+        let parent = self.open.relation;
+        // SAFETY: the table is open, locked for insertion, in a transaction with a snapshot.
+        let place = unsafe {
+            match (bulk::way(parent, time), &*self.place.borrow()) {
+                (Way::Table(table), Place::Table(heap)) if heap.oid() == table => return,
+                (_, Place::Executor) => return,
+                (Way::Table(table), _) => Heap::open(parent, table).map_or(Place::Executor, Place::Table),
+                _ => Place::Executor,
+            }
+        };
+        self.turn(place);
+    }
+
+    fn turn(&self, place: Place) {
+        self.store();
+        if let Place::Table(heap) = self.place.replace(place) {
+            heap.close();
+        }
+    }
+
+    /// Stores the rows that were gathered.
+    fn store(&self) {
+        let mut rows = self.rows.borrow_mut();
+        if rows.is_empty() {
+            return;
+        }
+        match &mut *self.place.borrow_mut() {
+            // SAFETY: tuples of the table's form without NULLs that it refuses.
+            Place::Table(heap) => unsafe { heap.insert(&rows) },
+            _ => self.insert(&rows),
+        }
+        rows.clear();
+        self.chunk.set((std::ptr::null_mut(), 0));
+        // SAFETY: neither rows nor values are used any more.
+        unsafe { pg_sys::MemoryContextReset(self.memory) };
+    }
+
+    /// Stores rows with a statement.
+    fn insert(&self, rows: &[pg_sys::HeapTuple]) {
+        // SAFETY: a tuple's data is a composite datum: it says its type itself, and contains nothing that is stored
+        // outside. The plan takes one array of the row type.
+        unsafe {
+            let mut rows: Vec<pg_sys::Datum> = rows.iter().map(|row| pg_sys::Datum::from((**row).t_data)).collect();
+            let array = pg_sys::construct_array(
+                rows.as_mut_ptr(),
+                rows.len() as i32,
+                self.open.known.row_type,
+                -1,
+                false,
+                pg_sys::TYPALIGN_DOUBLE as _,
+            );
+            let mut parameter = pg_sys::Datum::from(array);
+            let done = pg_sys::SPI_execute_plan(self.open.known.insert, &mut parameter, std::ptr::null(), false, 0);
+            expect(done, pg_sys::SPI_OK_INSERT);
+            let stored = pg_sys::SPI_processed;
+            if stored != rows.len() as u64 {
+                pgrx::error!("{stored} of {} audit events were stored", rows.len());
             }
         }
-        self.open.close();
     }
 
-    /// Ends the batch without storing anything.
-    pub fn abandon(self) {
-        self.open.close();
+    /// Allocates in the memory of rows.
+    fn inside<R>(&self, allocate: impl FnOnce() -> R) -> R {
+        // SAFETY: a context that lives; after an error the transaction's abort sets another.
+        unsafe {
+            let outside = pg_sys::MemoryContextSwitchTo(self.memory);
+            let result = allocate();
+            pg_sys::MemoryContextSwitchTo(outside);
+            result
+        }
     }
 
     /// Runs a type's input function, and its output function on the result. Raises when the text isn't acceptable.
@@ -379,9 +503,9 @@ impl Batch<'_> {
         }
     }
 
-    fn datum(&self, field: &Field) -> Option<pg_sys::Datum> {
-        Some(match *field {
-            Field::Null => return None,
+    fn datum(&self, field: &Field) -> pg_sys::Datum {
+        match *field {
+            Field::Null => pg_sys::Datum::null(),
             Field::Integer(number) | Field::Timestamp(number) => pg_sys::Datum::from(number),
             Field::Parsed(parsed) => parsed.datum,
             Field::Text(bytes) | Field::Bytes(bytes) => self.varlena(bytes),
@@ -394,14 +518,14 @@ impl Batch<'_> {
             Field::TextArray(elements) => {
                 let mut values: Vec<pg_sys::Datum> = elements
                     .iter()
-                    .map(|element| element.map_or(pg_sys::Datum::from(0), |text| self.varlena(text)))
+                    .map(|element| element.map_or(pg_sys::Datum::null(), |text| self.varlena(text)))
                     .collect();
                 let mut nulls: Vec<bool> = elements.iter().map(Option::is_none).collect();
                 let mut length = [elements.len() as i32];
                 let mut lower_bound = [1];
                 let dimensions = i32::from(!elements.is_empty());
                 // SAFETY: as many text datums and null flags as the one dimension says.
-                let array = unsafe {
+                let array = self.inside(|| unsafe {
                     pg_sys::construct_md_array(
                         values.as_mut_ptr(),
                         nulls.as_mut_ptr(),
@@ -413,10 +537,10 @@ impl Batch<'_> {
                         false,
                         pg_sys::TYPALIGN_INT as _,
                     )
-                };
+                });
                 pg_sys::Datum::from(array)
             }
-        })
+        }
     }
 
     /// `text` and `bytea` have the same form: a length word, and the bytes.
@@ -428,14 +552,14 @@ impl Batch<'_> {
         pg_sys::Datum::from(pointer)
     }
 
-    /// Memory of the transaction, 8 byte aligned, that `fill` has filled.
+    /// Memory of the rows, 8 byte aligned, that `fill` has filled.
     fn room(&self, size: usize, fill: impl FnOnce(&mut [u8])) -> *mut u8 {
         let (mut start, mut left) = self.chunk.get();
         let step = size.next_multiple_of(8);
         if step > left {
             left = step.max(CHUNK);
-            // SAFETY: palloc returns `left` bytes, or raises.
-            start = unsafe { pg_sys::palloc0(left) }.cast();
+            // SAFETY: palloc0 returns `left` bytes, or raises.
+            start = self.inside(|| unsafe { pg_sys::palloc0(left) }).cast();
         }
         // SAFETY: `step` bytes from `start` on were allocated, zeroed, and are given to nobody else.
         unsafe {

@@ -524,7 +524,7 @@ impl Writer {
 
     /// Stores the oldest events, inside a transaction.
     fn store_batch(&mut self, source: &Source) -> Outcome {
-        if !rows::hold_extension(TARGET.extension) {
+        if !rows::hold_extension_again(TARGET.extension) {
             return Outcome::NoExtension;
         }
         let Some(state) = StateTable::open(&STATE) else {

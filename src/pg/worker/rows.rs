@@ -83,28 +83,29 @@ pub fn extension_exists(name: &CStr) -> bool {
 /// Keeps the extension from being dropped until the transaction ends, and says whether it is there. DROP EXTENSION locks
 /// the extension before its tables, so whoever does the same never holds a table that it waits for.
 pub fn hold_extension(name: &CStr) -> bool {
-    let before = HELD.get();
     // SAFETY: in a transaction; a lock on an object that may be gone when it is got, which is looked at again.
-    let (locked, now) = unsafe {
-        let locked = if before == pg_sys::InvalidOid {
-            pg_sys::get_extension_oid(name.as_ptr(), true)
-        } else {
-            before
-        };
-        if locked == pg_sys::InvalidOid {
+    unsafe {
+        let extension = pg_sys::get_extension_oid(name.as_ptr(), true);
+        if extension == pg_sys::InvalidOid {
             return false;
         }
-        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, locked, 0, pg_sys::AccessShareLock as _);
-        (locked, pg_sys::get_extension_oid(name.as_ptr(), true))
-    };
-    HELD.set(if now == locked { locked } else { pg_sys::InvalidOid });
-    // Another may have been created by now.
-    now == locked || before != pg_sys::InvalidOid && hold_extension(name)
+        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, extension, 0, pg_sys::AccessShareLock as _);
+        let held = pg_sys::get_extension_oid(name.as_ptr(), true) == extension;
+        HELD.set(if held { extension } else { pg_sys::InvalidOid });
+        held
+    }
 }
 
-thread_local! {
-    /// The extension as it was held last.
-    static HELD: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
+/// As `hold_extension`, for who opens one of its tables next: an extension that was held before isn't looked for again,
+/// as nothing has a cache of them. If it has gone, so have its tables.
+pub fn hold_extension_again(name: &CStr) -> bool {
+    let held = HELD.get();
+    if held == pg_sys::InvalidOid {
+        return hold_extension(name);
+    }
+    // SAFETY: in a transaction; a lock on an object that may be gone.
+    unsafe { pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, held, 0, pg_sys::AccessShareLock as _) };
+    true
 }
 
 impl Store {
@@ -138,6 +139,7 @@ impl Store {
     /// To be called after an error: what is remembered may be out of date.
     pub fn forget(&mut self) {
         KNOWN.with_borrow_mut(Vec::clear);
+        HELD.set(pg_sys::InvalidOid);
         if let Some(known) = self.known.take() {
             // SAFETY: plans that SPI_keepplan kept, used by nobody else.
             unsafe {
@@ -167,6 +169,9 @@ pub(super) unsafe fn extension_relation(name: &CStr, table: &CStr) -> Option<pg_
         // What asks for the extension has no cache. A table that belonged to it is no stranger's as long as it is that
         // one: with the extension it goes itself.
         let is_known = KNOWN.with_borrow(|known| known.contains(&oid));
+        if !is_known {
+            HELD.set(pg_sys::InvalidOid);
+        }
         let extension = if is_known {
             pg_sys::InvalidOid
         } else {
@@ -196,6 +201,8 @@ pub(super) unsafe fn extension_relation(name: &CStr, table: &CStr) -> Option<pg_
 thread_local! {
     /// Tables that were found to belong to the extension since the last error.
     static KNOWN: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+    /// The extension as it was held last.
+    static HELD: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
 }
 
 /// Raises that a table is not what the writer writes into.

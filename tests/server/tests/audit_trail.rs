@@ -184,6 +184,157 @@ fn l9_partitions_that_others_made_are_used_and_names_that_are_taken_are_avoided(
 }
 
 #[test]
+fn l9_events_of_many_months_in_one_batch_each_find_their_partition() {
+    let cluster = Cluster::start_new();
+    let database = cluster.database("d");
+    let mut client = auditor(&database);
+    run(
+        &mut client,
+        "SET timezone = 'UTC';
+         CREATE TABLE impersonate.may PARTITION OF impersonate.audit
+             FOR VALUES FROM ('2025-05-01') TO ('2025-06-01') PARTITION BY RANGE (event_time);
+         CREATE TABLE impersonate.may_first PARTITION OF impersonate.may FOR VALUES FROM ('2025-05-01') TO ('2025-05-15');
+         CREATE TABLE impersonate.may_second PARTITION OF impersonate.may FOR VALUES FROM ('2025-05-15') TO ('2025-06-01')",
+    );
+    // While the table is locked, events gather for one batch.
+    let mut other = database.connect(OWNER);
+    run(
+        &mut other,
+        "BEGIN; LOCK TABLE impersonate.audit IN ACCESS EXCLUSIVE MODE",
+    );
+    let mut expected = Vec::new();
+    for (time, count, table) in [
+        ("2025-01-15", 300, "audit_202501"),
+        ("2025-05-15", 2, "may_second"),
+        ("2025-05-14", 1, "may_first"),
+        ("2025-01-31 23:59:59.999999", 1, "audit_202501"),
+        ("2025-02-01", 129, "audit_202502"),
+        ("2025-01-16", 128, "audit_202501"),
+        ("2025-05-16", 1, "may_second"),
+    ] {
+        run(&mut client, &format!("SELECT public.event('{time}', {count})"));
+        expected.push(format!("{count}|impersonate.{table}"));
+    }
+    run(&mut other, "COMMIT");
+    assert_eq!(verify(&mut client), OK);
+    assert_eq!(
+        text(
+            &mut client,
+            "SELECT count(*), part FROM (
+                 SELECT tableoid::regclass AS part, event_time, event_id,
+                        event_id - row_number() OVER (PARTITION BY event_time ORDER BY event_id) AS run
+                   FROM impersonate.audit) r
+              GROUP BY part, event_time, run ORDER BY min(event_id)"
+        ),
+        expected.join("\n")
+    );
+    assert_eq!(
+        text(&mut client, "SELECT count(*), max(event_id) FROM impersonate.audit"),
+        "562|562"
+    );
+    // With a partition for all the rest no other is made.
+    run(
+        &mut client,
+        "CREATE TABLE impersonate.rest PARTITION OF impersonate.audit DEFAULT",
+    );
+    event(&mut client, "2025-03-01", 3);
+    event(&mut client, "2025-02-02", 1);
+    assert_eq!(
+        text(
+            &mut client,
+            "SELECT tableoid::regclass FROM impersonate.audit WHERE event_id > 562 ORDER BY event_id"
+        ),
+        "impersonate.rest\nimpersonate.rest\nimpersonate.rest\nimpersonate.audit_202502"
+    );
+    assert_eq!(verify(&mut client), OK);
+}
+
+#[test]
+fn l3_what_an_administrator_adds_to_the_table_takes_effect_on_every_row() {
+    let cluster = Cluster::start_new();
+    let database = cluster.database("d");
+    let mut client = auditor(&database);
+    let count = |client: &mut Client, query: &str| text(client, &format!("SELECT count(*) FROM {query}"));
+    event(&mut client, "2025-01-15", 5);
+    // Indexes: of an expression, of some rows, and one that is unique only in the end.
+    run(
+        &mut client,
+        "CREATE INDEX half ON impersonate.audit ((event_id % 2));
+         CREATE INDEX later ON impersonate.audit (pid) WHERE event_id > 7;
+         ALTER TABLE impersonate.audit ADD UNIQUE (event_time, event_id) DEFERRABLE INITIALLY DEFERRED",
+    );
+    event(&mut client, "2025-01-16", 5);
+    run(
+        &mut client,
+        "ALTER TABLE impersonate.audit DROP CONSTRAINT audit_event_time_event_id_key",
+    );
+    event(&mut client, "2025-01-16", 5);
+    run(&mut client, "SET enable_seqscan = off; SET enable_bitmapscan = off");
+    for (query, index, rows) in [
+        ("impersonate.audit WHERE event_id % 2 = 0", "expr", "7"),
+        ("impersonate.audit WHERE event_id > 7 AND pid > 0", "pid", "8"),
+        ("impersonate.audit WHERE event_id > 0", "pkey", "15"),
+    ] {
+        let plan = text(
+            &mut client,
+            &format!("EXPLAIN (COSTS off) SELECT count(*) FROM {query}"),
+        );
+        assert!(plan.contains(index), "{plan}");
+        assert_eq!(count(&mut client, query), rows, "{query}");
+    }
+    // A trigger that fires always, which the writer's own role of a replica does not keep from firing; others do not.
+    run(
+        &mut client,
+        "CREATE TABLE public.copy (id bigint, trigger name);
+         CREATE FUNCTION public.copy() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN INSERT INTO public.copy VALUES (NEW.event_id, tg_name); RETURN NULL; END';
+         CREATE TRIGGER usual AFTER INSERT ON impersonate.audit FOR EACH ROW EXECUTE FUNCTION public.copy();
+         CREATE TRIGGER always AFTER INSERT ON impersonate.audit FOR EACH ROW EXECUTE FUNCTION public.copy()",
+    );
+    event(&mut client, "2025-01-17", 5);
+    assert_eq!(count(&mut client, "public.copy"), "0");
+    run(
+        &mut client,
+        "ALTER TABLE impersonate.audit ENABLE ALWAYS TRIGGER always",
+    );
+    event(&mut client, "2025-01-18", 5);
+    assert_eq!(
+        text(
+            &mut client,
+            "SELECT min(id), max(id), count(*), min(trigger), max(trigger) FROM public.copy"
+        ),
+        "21|25|5|always|always"
+    );
+    run(&mut client, "DROP TRIGGER always ON impersonate.audit");
+    // What refuses a row is told, and the row kept until it doesn't.
+    by_force(&mut client, "DELETE FROM impersonate.audit");
+    for (refuse, allow, culprit) in [
+        (
+            "ALTER COLUMN reason SET NOT NULL",
+            "ALTER COLUMN reason DROP NOT NULL",
+            "column \"reason\"",
+        ),
+        (
+            "ADD CONSTRAINT early CHECK (event_id < 0) NOT VALID",
+            "DROP CONSTRAINT early",
+            "constraint \"early\"",
+        ),
+    ] {
+        run(&mut client, &format!("ALTER TABLE impersonate.audit {refuse}"));
+        run(&mut client, "SELECT public.event('2025-01-19', 2)");
+        wait_until("the writer says what is in the way", || {
+            text(&mut client, "SELECT last_error FROM impersonate.audit_status").contains(culprit)
+        });
+        run(&mut client, &format!("ALTER TABLE impersonate.audit {allow}"));
+        run(&mut client, "SELECT impersonate.audit_sync()");
+    }
+    assert_eq!(
+        count(&mut client, "impersonate.audit WHERE event_time::date = '2025-01-19'"),
+        "4"
+    );
+}
+
+#[test]
 fn l8_a_partition_is_protected_as_the_whole() {
     let cluster = Cluster::start_new();
     let database = cluster.database("d");

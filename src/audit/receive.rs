@@ -152,7 +152,7 @@ pub fn receive(sent: &Sent) -> Result<u64, Refusal> {
         if entry.position != next || entry.hash != spool::hash(&hash, next, &entry.event) {
             return Err(diverged(entry.position));
         }
-        if record.all_texts().any(|text| !worker::is_valid_text(text)) {
+        if record.checked_texts().any(|text| !worker::is_valid_text(text)) {
             return Err(invalid("a text is not valid in this database's encoding"));
         }
         let event = record.event_of(Origin {

@@ -296,7 +296,14 @@ impl Shipper {
         self.looked_at = now();
         // What it reads is the extension's own as long as that is there.
         let active = worker::catch(|| worker::transaction(|| nodes::known().and_then(|_| one_text(ACTIVE))))?;
-        let Some(active) = active else { return Ok(()) };
+        let Some(mut active) = active else { return Ok(()) };
+        if !worker::is_valid_text(&active) {
+            // The name of a role that was made in another encoding.
+            active
+                .iter_mut()
+                .filter(|byte| !byte.is_ascii())
+                .for_each(|byte| *byte = b'?');
+        }
         let due = match &self.reported {
             Some((at, said)) => *said != active || (now() - at > REPORT_EVERY && active != b"[]"),
             None => true,

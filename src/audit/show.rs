@@ -193,7 +193,7 @@ pub fn remove(figures: &Figures) -> Result<(), String> {
 }
 
 fn in_json(record: &Record, hash: &[u8; 32]) -> String {
-    let mut line = Line::new(&identity::to_utf8);
+    let mut line = Line::new(&identity::to_utf8_lossy);
     line.column("event_time", &Value::Timestamp(record.time), false);
     line.column("event", &Value::Text(record.kind.as_str().as_bytes()), false);
     line.column("user_name", &Value::Text(record.user_name), false);

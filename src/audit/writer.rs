@@ -1055,13 +1055,16 @@ impl<'b> RowBuilder<'b> {
         let (client_addr, detail) = self.parsed(record);
         let parameters: Option<Vec<_>> = record.parameters.map(|list| list.iter().collect());
         let relations: Option<Vec<_>> = record.relations.map(|list| list.iter().collect());
+        // The only texts that nobody has looked at: roles are of all databases, whatever their encodings.
+        let names = [record.user_name, record.session_user_name, record.role_name].map(worker::as_valid_text);
+        let [user_name, session_user_name, role_name] = &names;
         let columns: [Column; HASHED] = [
             Column::integer(Some(id)),
             Column::time(record.time),
             Column::text(Some(record.kind.as_str().as_bytes())),
-            Column::text(Some(record.user_name)),
-            Column::text(Some(record.session_user_name)),
-            Column::text(Some(record.role_name)),
+            Column::text(Some(user_name)),
+            Column::text(Some(session_user_name)),
+            Column::text(Some(role_name)),
             Column::uuid(record.impersonation_id),
             Column::text(Some(self.database)),
             Column::text(record.origin.map(|origin| origin.node).or(self.node)),

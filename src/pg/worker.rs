@@ -10,6 +10,7 @@ pub mod state;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{FromDatum, PgTryBuilder};
+use std::borrow::Cow;
 use std::ffi::CStr;
 use std::panic::AssertUnwindSafe;
 
@@ -323,6 +324,19 @@ pub fn is_valid_text(text: &[u8]) -> bool {
             true,
         )
     }
+}
+
+/// Text that may not be valid in this database's encoding, as names of roles that were given in another: each byte of it
+/// that isn't plain ASCII is written as `\xE2`, then.
+pub fn as_valid_text(text: &[u8]) -> Cow<'_, [u8]> {
+    if (text.is_ascii() && !text.contains(&0)) || is_valid_text(text) {
+        return text.into();
+    }
+    let escaped = text.iter().flat_map(|byte| match byte {
+        b' '..=b'~' => vec![*byte],
+        _ => format!("\\x{byte:02X}").into_bytes(),
+    });
+    escaped.collect()
 }
 
 /// Keeps others from receiving for the same node until the transaction ends. `table` is the extension's own, and nobody

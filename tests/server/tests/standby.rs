@@ -1037,6 +1037,107 @@ fn n2_what_pg_rewind_brings_of_another_nodes_spool_is_left_alone_and_ones_own_ca
 }
 
 #[test]
+fn n2_events_of_databases_in_other_encodings_arrive_as_the_primary_has_its_own() {
+    let stage = Stage::new();
+    // By bytes that EUC_JP doesn't have.
+    stage.admin("CREATE ROLE \"i\u{20ac}\" LOGIN; CREATE ROLE helper; GRANT helper TO imp, \"i\u{20ac}\"");
+    let databases = [
+        ("LATIN1", "b\u{f8}b", "Gr\u{fc}\u{df}e"),
+        ("EUC_JP", "\u{30dc}\u{30d6}", "\u{76e3}\u{67fb}\u{306e}\u{8a18}\u{9332}"),
+        ("SQL_ASCII", "b\u{f6}b", "\u{76e3}\u{67fb} \u{20ac}"),
+        ("UTF8", "b\u{e5}b", "\u{76e3}\u{67fb} \u{20ac} \u{1f980}"),
+    ];
+    let mut admin = stage.primary.connect(OWNER, OWNER);
+    let mut said = Vec::new();
+    for (encoding, target, word) in databases {
+        let database = format!("in_{}", encoding.to_lowercase());
+        admin
+            .batch_execute(&format!(
+                "CREATE DATABASE {database} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+            ))
+            .unwrap();
+        // No conversion there: what is sent is what is stored.
+        let client_encoding = if encoding == "SQL_ASCII" { encoding } else { "UTF8" };
+        let set = format!("SET client_encoding = '{client_encoding}'");
+        let mut owner = RawClient::connect(&stage.primary, OWNER, &database);
+        for sql in [
+            set.clone(),
+            "CREATE EXTENSION impersonate".to_owned(),
+            format!("CREATE ROLE \"{target}\" LOGIN; GRANT \"SET USER\" TO helper"),
+            "GRANT EXECUTE ON FUNCTION impersonate.audit_receive, impersonate.report_node TO shipper".to_owned(),
+        ] {
+            ok(&mut owner, &sql);
+        }
+        said.push((encoding, database, set, target, word));
+    }
+    let north = stage.standby("north");
+    for (encoding, database, set, target, word) in &said {
+        for node in [&stage.primary, &north] {
+            for login in ["imp", "i\u{20ac}"] {
+                let mut session = RawClient::connect(node, login, database);
+                ok(&mut session, set);
+                ok(&mut session, &format!("SELECT setuser('{target}', reason => '{word}')"));
+                ok(&mut session, &format!("SELECT '{word}' AS \"{word}\""));
+                assert!(error_in(&session.simple(&format!("SELECT {word}"))).is_some());
+                // setuser() would return a name that cannot be sent.
+                ok(&mut session, "RESET impersonate.target");
+            }
+        }
+        wait_for_rows(
+            &stage.primary,
+            database,
+            "SELECT count(*)::text FROM impersonate.audit WHERE node = 'north' AND event = 'RESETUSER'",
+            &["2"],
+        );
+        let rows = |node: &str| {
+            let bytes = |column: &str| format!("encode(textsend({column}), 'hex')");
+            let columns = ["user_name", "session_user_name", "role_name", "statement", "reason"]
+                .map(bytes)
+                .join(", ");
+            // Two rows of a statement on the standby.
+            let sql = format!(
+                "SELECT DISTINCT concat_ws(' ', event, sqlstate, {columns}) FROM impersonate.audit
+                  WHERE node = '{node}' AND event <> 'GRANT' AND detail->>'phase' IS DISTINCT FROM 'begun' ORDER BY 1"
+            );
+            let mut client = RawClient::connect(&stage.primary, OWNER, database);
+            let answer = ok(&mut client, &sql);
+            rows_in(&answer)
+        };
+        let own = rows("primary");
+        assert_eq!(own.len(), 8, "{own:?}");
+        assert_eq!(rows("north"), own, "{database}");
+        // Whoever reads it can: the rows, who is active, and what is in the spool.
+        let mut logins = texts(
+            &mut stage.primary.connect(OWNER, database),
+            "SELECT DISTINCT session_user_name FROM impersonate.audit WHERE event = 'SETUSER'",
+        );
+        let other = match *encoding {
+            "EUC_JP" => "i\\xE2\\x82\\xAC",
+            "LATIN1" => "i\u{e2}\u{82}\u{ac}",
+            _ => "i\u{20ac}",
+        };
+        logins.retain(|login| login != "imp");
+        assert_eq!(logins, [other], "{encoding}");
+        let mut session = RawClient::connect(&north, "i\u{20ac}", database);
+        ok(&mut session, set);
+        ok(&mut session, &format!("SELECT setuser('{target}')"));
+        let reported = "SELECT node || ' ' || (pid > 0) FROM impersonate.active_nodes";
+        wait_for_rows(&stage.primary, database, reported, &["north true"]);
+        let shown = "SELECT (count(*) > 8)::text FROM impersonate.audit_spooled()";
+        assert_eq!(look(&north, database, shown), ["true"]);
+        let trouble =
+            "SELECT COALESCE(last_error, '') FROM impersonate.audit_spool WHERE database = current_database()";
+        assert_eq!(look(&north, database, trouble), [""]);
+        drop(session);
+        audit_holds(&stage.primary, database);
+        stage.primary.wait_for(&north);
+        audit_holds_per_spool(&north, database);
+    }
+    no_crash(&north);
+    no_crash(&stage.primary);
+}
+
+#[test]
 fn n2_what_was_not_sent_of_a_spool_stays_until_somebody_discards_it() {
     let stage = Stage::new();
     let north = stage.standby("north");

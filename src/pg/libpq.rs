@@ -12,6 +12,18 @@ use std::sync::OnceLock;
 type Conn = *mut c_void;
 type Result_ = *mut c_void;
 
+/// PQconninfoOption: an array of them ends with one without a keyword.
+#[repr(C)]
+struct ConninfoOption {
+    keyword: *const c_char,
+    envvar: *const c_char,
+    compiled: *const c_char,
+    val: *const c_char,
+    label: *const c_char,
+    dispchar: *const c_char,
+    dispsize: c_int,
+}
+
 /// The functions of libpq that are used, as libpq-fe.h declares them.
 struct Api {
     connect_start: unsafe extern "C" fn(*const *const c_char, *const *const c_char, c_int) -> Conn,
@@ -42,8 +54,8 @@ struct Api {
     getisnull: unsafe extern "C" fn(Result_, c_int, c_int) -> c_int,
     getvalue: unsafe extern "C" fn(Result_, c_int, c_int) -> *const c_char,
     clear: unsafe extern "C" fn(Result_),
-    conninfo_parse: unsafe extern "C" fn(*const c_char, *mut *mut c_char) -> *mut c_void,
-    conninfo_free: unsafe extern "C" fn(*mut c_void),
+    conninfo_parse: unsafe extern "C" fn(*const c_char, *mut *mut c_char) -> *mut ConninfoOption,
+    conninfo_free: unsafe extern "C" fn(*mut ConninfoOption),
     freemem: unsafe extern "C" fn(*mut c_void),
 }
 
@@ -183,30 +195,80 @@ fn copied(text: *const c_char) -> String {
     text.to_string_lossy().trim().to_owned()
 }
 
+/// Options that name one host.
+type Host = Vec<(&'static CStr, CString)>;
+
+/// The hosts that a connection string names, each by the options that are to count instead of the string's.
+fn hosts(api: &Api, conninfo: &CStr) -> Result<Vec<Host>, Trouble> {
+    const PARTS: [&CStr; 3] = [c"host", c"hostaddr", c"port"];
+    let mut message: *mut c_char = null_mut();
+    let mut lists: [Vec<CString>; 3] = Default::default();
+    // SAFETY: a C string; what comes back is an array that ends with an option without a keyword, whose values are C strings
+    // or null, or a message. Both are freed.
+    unsafe {
+        let options = (api.conninfo_parse)(conninfo.as_ptr(), &mut message);
+        if !message.is_null() {
+            (api.freemem)(message.cast());
+        }
+        if options.is_null() {
+            // Its message quotes what it stumbles over, which may be the password.
+            return Err(failed("impersonate.primary_conninfo is not a valid connection string"));
+        }
+        let mut option = options;
+        while !(*option).keyword.is_null() {
+            let part = PARTS.iter().position(|part| CStr::from_ptr((*option).keyword) == *part);
+            if let Some(part) = part.filter(|_| !(*option).val.is_null()) {
+                let list = CStr::from_ptr((*option).val).to_bytes().split(|byte| *byte == b',');
+                lists[part] = list.filter_map(|one| CString::new(one).ok()).collect();
+            }
+            option = option.add(1);
+        }
+        (api.conninfo_free)(options);
+    }
+    let count = lists[0].len().max(lists[1].len());
+    if count < 2 || lists.iter().any(|list| list.len() > 1 && list.len() != count) {
+        // One, or what libpq has something to say about.
+        return Ok(vec![Vec::new()]);
+    }
+    let of = |at: usize| {
+        let parts = PARTS.iter().zip(&lists);
+        parts.filter_map(move |(part, list)| Some((*part, list.get(at.min(list.len().checked_sub(1)?))?.clone())))
+    };
+    Ok((0..count).map(|at| of(at).collect()).collect())
+}
+
 impl Connection {
-    /// Connects with a connection string, and what is given beside it, in at most so many milliseconds. What fails never
-    /// says what is in the string but host, port, user and database.
+    /// Connects with a connection string, and what is given beside it. Where it names several hosts they are tried in turn,
+    /// each for at most so many milliseconds: libpq has no limit of its own here, and would wait for a silent one. What
+    /// fails never says what is in the string but host, port, user and database.
     pub fn connect(conninfo: &CStr, more: &[(&CStr, &CStr)], milliseconds: u32) -> Result<Connection, Trouble> {
         let api = api()?;
-        let mut message: *mut c_char = null_mut();
-        // SAFETY: a C string; what comes back is freed, be it options or a message.
-        unsafe {
-            let options = (api.conninfo_parse)(conninfo.as_ptr(), &mut message);
-            if !message.is_null() {
-                (api.freemem)(message.cast());
+        let mut failures = Vec::new();
+        for host in hosts(api, conninfo)? {
+            let host = host.iter().map(|(name, value)| (*name, value.as_c_str()));
+            let options: Vec<_> = more.iter().copied().chain(host).collect();
+            match Connection::connect_one(api, conninfo, &options, milliseconds) {
+                Err(Trouble::Failed { message, .. }) if !failures.contains(&message) => failures.push(message),
+                Err(Trouble::Failed { .. }) => (),
+                done => return done,
             }
-            if options.is_null() {
-                // Its message quotes what it stumbles over, which may be the password.
-                return Err(failed("impersonate.primary_conninfo is not a valid connection string"));
-            }
-            (api.conninfo_free)(options);
         }
+        Err(failed(failures.join("; ")))
+    }
+
+    fn connect_one(
+        api: &'static Api,
+        conninfo: &CStr,
+        more: &[(&CStr, &CStr)],
+        milliseconds: u32,
+    ) -> Result<Connection, Trouble> {
         let pairs = [(c"dbname", conninfo)].into_iter().chain(more.iter().copied());
         let (names, values): (Vec<_>, Vec<_>) = pairs
             .map(|(name, value)| (name.as_ptr(), value.as_ptr()))
             .chain([(null(), null())])
             .unzip();
-        // SAFETY: two arrays of C strings that end with null; the first dbname is taken for a connection string.
+        // SAFETY: two arrays of C strings that end with null; the first dbname is taken for a connection string, over which
+        // what comes later counts.
         let conn = unsafe { (api.connect_start)(names.as_ptr(), values.as_ptr(), 1) };
         if conn.is_null() {
             return Err(failed("out of memory"));

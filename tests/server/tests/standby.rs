@@ -1138,6 +1138,42 @@ fn n2_events_of_databases_in_other_encodings_arrive_as_the_primary_has_its_own()
 }
 
 #[test]
+fn n2_a_host_that_is_silent_does_not_keep_events_from_the_next() {
+    let stage = Stage::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let conninfo = format!(
+        "host=127.0.0.1,{},/nowhere port={port},{},1 user=shipper target_session_attrs=read-write",
+        stage.primary.host().display(),
+        stage.primary.port()
+    );
+    let north = stage.standby_with("north", &[("impersonate.primary_conninfo", &conninfo)]);
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "a", 3);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 3"]);
+    // A standby among them is passed over.
+    let south = stage.standby("south");
+    let conninfo = format!(
+        "host={},{} port={},{} user=shipper target_session_attrs=read-write",
+        south.host().display(),
+        stage.primary.host().display(),
+        south.port(),
+        stage.primary.port()
+    );
+    leads_to(&north, &conninfo);
+    done.work(&stage, &north, "b", 3);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 6"]);
+    // When none is any good, it is told of each.
+    leads_to(&north, "host=/nowhere,/elsewhere user=shipper");
+    wait_for_rows(
+        &north,
+        &stage.database,
+        "SELECT (last_error LIKE '%/nowhere/%; %/elsewhere/%')::text FROM impersonate.audit_spool",
+        &["true"],
+    );
+}
+
+#[test]
 fn n2_what_was_not_sent_of_a_spool_stays_until_somebody_discards_it() {
     let stage = Stage::new();
     let north = stage.standby("north");

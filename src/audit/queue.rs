@@ -207,6 +207,44 @@ struct Waiters {
     /// Broadcast when `tail` moves, when room is given back to those who wait for it, and when the writer's state
     /// changes.
     changed: Condition,
+    /// For those who wait for a position to be stored, by place; broadcast when `tail` moves to there or beyond, and
+    /// when the writer's state changes. So a batch wakes those whose events are in it, and not who waits for the next.
+    stored: [Condition; PLACES],
+}
+
+/// Bytes of the ring whose waiters share a place, and how many places there are.
+const PLACE: u64 = 512;
+const PLACES: usize = 64;
+
+impl Waiters {
+    fn init(&self) {
+        self.changed.init();
+        self.stored.iter().for_each(Condition::init);
+    }
+
+    /// `tail` has moved.
+    fn advanced(&self, from: u64, to: u64) {
+        places(from, to).for_each(|place| self.stored[place].broadcast());
+        self.changed.broadcast();
+    }
+
+    /// The writer's state has changed.
+    fn all(&self) {
+        self.stored.iter().for_each(Condition::broadcast);
+        self.changed.broadcast();
+    }
+}
+
+/// The place of who waits for a position.
+fn place(position: u64) -> usize {
+    (position / PLACE % PLACES as u64) as usize
+}
+
+/// The places of those who wait for positions behind the first, up to the second.
+fn places(from: u64, to: u64) -> impl Iterator<Item = usize> {
+    (from / PLACE..=to / PLACE)
+        .take(PLACES)
+        .map(|at| (at % PLACES as u64) as usize)
 }
 
 #[repr(C)]
@@ -225,7 +263,7 @@ static AREA: Area<Header> = Area::new(
     c"impersonate audit",
     || lane_count() * ring_size(),
     || 1 + lane_count(),
-    |header| header.lanes.iter().for_each(|lane| lane.waiters.changed.init()),
+    |header| header.lanes.iter().for_each(|lane| lane.waiters.init()),
 );
 
 /// Asks for the queue's shared memory, from `_PG_init` while preloading.
@@ -558,6 +596,11 @@ impl LaneHandle {
         &self.lane.waiters.changed
     }
 
+    /// Broadcast when `position` is stored, among others.
+    pub fn changed_at(&self, position: u64) -> &'static Condition {
+        &self.lane.waiters.stored[place(position)]
+    }
+
     pub fn is_stored(&self, position: u64) -> bool {
         self.tail() >= position
     }
@@ -800,7 +843,7 @@ impl LaneHandle {
             }
         });
         if !matches!(outcome, Leave::Stay) {
-            self.lane.waiters.changed.broadcast();
+            self.lane.waiters.all();
         }
         outcome
     }
@@ -808,7 +851,7 @@ impl LaneHandle {
     /// The writer leaves with events in the queue, as it can't store them and is wanted to go.
     pub fn give_up(&self, pid: i32) {
         self.lock.exclusive(|| self.vacate(pid));
-        self.lane.waiters.changed.broadcast();
+        self.lane.waiters.all();
     }
 
     fn vacate(&self, pid: i32) {
@@ -841,7 +884,7 @@ impl LaneHandle {
                 lane.leaving_pid.store(0, Relaxed);
             }
         });
-        self.lane.waiters.changed.broadcast();
+        self.lane.waiters.all();
     }
 }
 
@@ -856,7 +899,7 @@ impl LaneHandle {
     pub fn succeeded(&self) {
         if self.lane.failures.load(Relaxed) != 0 {
             self.lock.exclusive(|| self.lane.failures.store(0, Relaxed));
-            self.lane.waiters.changed.broadcast();
+            self.lane.waiters.all();
         }
     }
 
@@ -871,7 +914,7 @@ impl LaneHandle {
                     .store(lane.failures.load(Relaxed).saturating_add(1), Relaxed);
             }
         });
-        self.lane.waiters.changed.broadcast();
+        self.lane.waiters.all();
     }
 
     /// Hands the oldest events to `each`, at most `max_events` and no further than `max_bytes`, but at least one if
@@ -933,8 +976,8 @@ impl LaneHandle {
         consumer
             .stored
             .store(consumer.stored.load(Relaxed).wrapping_add(count as u64), Relaxed);
-        consumer.tail.store(position, Release);
-        self.lane.waiters.changed.broadcast();
+        let before = consumer.tail.swap(position, Release);
+        self.lane.waiters.advanced(before, position);
     }
 
     /// As `advance`, with `count` events that were not stored.
@@ -1021,5 +1064,26 @@ impl LastError {
             .zip(text)
             .for_each(|(to, from)| to.store(*from, Relaxed));
         self.length.store(text.len().min(self.text.len()) as u32, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_waits_for_what_is_stored_is_woken() {
+        let ring = PLACE * PLACES as u64;
+        for from in [0, 8, PLACE - 8, PLACE, 3 * ring - 8, 3 * ring, u64::MAX - 4 * ring] {
+            for length in [8, PLACE - 8, PLACE, PLACE + 8, ring - 8, ring, ring + 8, 3 * ring] {
+                let woken: Vec<usize> = places(from, from + length).collect();
+                assert!(woken.len() <= PLACES);
+                for position in (from + 8..=from + length).step_by(8) {
+                    assert!(woken.contains(&place(position)), "{from} {length} {position}");
+                }
+            }
+        }
+        // And not all the others.
+        assert_eq!(places(PLACE, PLACE + 8).collect::<Vec<_>>(), [1]);
     }
 }

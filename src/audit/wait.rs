@@ -14,7 +14,8 @@ use std::cell::Cell;
 /// Failures in a row after which waiting has no point.
 const FAILURES: u32 = 3;
 
-/// Milliseconds after which a waiter first looks whether the writer waits for it, and how often it looks later.
+/// Milliseconds that a waiter sleeps at most, after which it first looks whether the writer waits for it, and after which
+/// it looks later.
 const FIRST_LOOK: u32 = 100;
 const LATER_LOOKS: u32 = 1000;
 
@@ -105,11 +106,6 @@ impl Watch {
         }
     }
 
-    /// Sleeps until something changes, or it is time to look again. Serves interrupts.
-    fn sleep(&self) {
-        self.lane.changed().sleep(FIRST_LOOK);
-    }
-
     fn age(&self) -> i64 {
         now() - self.began
     }
@@ -118,11 +114,12 @@ impl Watch {
 /// Waits until `position` is stored.
 pub(super) fn stored(lane: LaneHandle, position: u64) {
     let mut watch = Watch::new(lane);
-    lane.changed().prepare();
+    let changed = lane.changed_at(position);
+    changed.prepare();
     lane.want(position);
     while !lane.is_stored(position) {
         watch.look();
-        watch.sleep();
+        changed.sleep(FIRST_LOOK);
     }
     Condition::done();
 }
@@ -176,7 +173,7 @@ pub(super) fn reserve(known: Option<LaneHandle>, bytes: u64, held: u64) -> LaneH
                 }
             }
         }
-        watch.sleep();
+        lane.changed().sleep(FIRST_LOOK);
     }
     Condition::done();
     lane

@@ -69,14 +69,14 @@ impl Heap {
             .any(|(not_null, null)| *not_null && *null)
     }
 
-    /// Stores tuples, at most [`AT_ONCE`].
+    /// Stores tuples, at most [`AT_ONCE`], and frees them.
     ///
     /// # Safety
-    /// They have the table's form, none that it refuses. As `open`.
+    /// They have the table's form, none that it refuses, and were allocated each for itself. As `open`.
     pub unsafe fn insert(&mut self, tuples: &[pg_sys::HeapTuple]) {
-        // SAFETY: as promised. The slots have the table's descriptor, which stays while it is open, and keep what they
-        // are given until they are given something else. Whatever is allocated on the way is freed with the context of
-        // a tuple, in which nothing else is kept.
+        // SAFETY: as promised. The slots have the table's descriptor, which stays while it is open, and own what they are
+        // given, so that it isn't copied. Whatever is allocated on the way is freed with the context of a tuple, in which
+        // nothing else is kept.
         unsafe {
             while self.slots.len() < tuples.len() {
                 let slot =
@@ -85,7 +85,7 @@ impl Heap {
             }
             let slots = &mut self.slots[..tuples.len()];
             for (slot, tuple) in slots.iter().zip(tuples) {
-                pg_sys::ExecStoreHeapTuple(*tuple, *slot, false);
+                pg_sys::ExecStoreHeapTuple(*tuple, *slot, true);
             }
             let expression = pg_sys::MakePerTupleExprContext(self.state);
             let outside = pg_sys::MemoryContextSwitchTo((*expression).ecxt_per_tuple_memory);

@@ -4,7 +4,7 @@
 #
 # ROUNDS         rounds of the throughput tests (5)
 # SECONDS_EACH   seconds that each of them runs (3)
-# SCALE          pgbench's scale (5)
+# SCALE          pgbench's scale (10): with fewer branches than clients, TPC-B would measure the wait for their locks
 # PARTS          "throughput writer standby roles": only these
 #
 # The peers are Debian's pgaudit and set_user for this major, fetched into .tools and loaded from there. Without them
@@ -15,7 +15,7 @@ cd "$root"
 
 ROUNDS=${ROUNDS:-5}
 SECONDS_EACH=${SECONDS_EACH:-3}
-SCALE=${SCALE:-5}
+SCALE=${SCALE:-10}
 all_parts="throughput writer standby roles"
 PARTS=${PARTS:-$all_parts}
 wanted() { [[ " $PARTS " == *" $1 "* ]]; }

@@ -258,3 +258,45 @@ fn n2_a_database_without_the_extension_can_keep_the_rows_of_another_server() {
     );
     publisher.audit_holds();
 }
+
+#[test]
+fn d5_whoever_applies_changes_acts_as_nobody_else() {
+    let (publisher, subscriber) = (Node::new(&[]), Node::new(&[]));
+    publisher.run("CREATE PUBLICATION pub FOR TABLE t");
+    subscriber.run(
+        "CREATE ROLE owner LOGIN SUPERUSER; CREATE TABLE seen (who text);
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN INSERT INTO public.seen VALUES (session_user || ' ' || current_user || ' ' || current_setting('impersonate.target'));
+                   RETURN NULL; END $$;
+         CREATE TRIGGER note AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION note();
+         ALTER TABLE t ENABLE ALWAYS TRIGGER note; GRANT INSERT ON seen TO bob",
+    );
+    subscriber.subscribe_to(&publisher);
+    subscriber.run("ALTER SUBSCRIPTION sub OWNER TO owner; ALTER ROLE owner SET impersonate.target = 'bob'");
+    subscriber.run("ALTER SUBSCRIPTION sub DISABLE");
+    subscriber.wait_for(
+        "SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL",
+        &["0"],
+    );
+    subscriber.run("ALTER SUBSCRIPTION sub ENABLE");
+    publisher.work(&["INSERT INTO t VALUES (1, 'one')"]);
+    subscriber.wait_for("SELECT s FROM t", &["one"]);
+    // From 16 on rows are written as the table's owner.
+    let seen = subscriber.look("SELECT who FROM seen");
+    assert!(["owner owner ", "owner postgres "].contains(&&*seen[0]), "{seen:?}");
+    // Those who connect as the owner do.
+    let mut session = RawClient::connect(&subscriber.cluster, "owner", &subscriber.database);
+    assert_eq!(error_in(&session.simple("INSERT INTO t VALUES (2, 'two')")), None);
+    drop(session);
+    subscriber.wait_for(
+        "SELECT count(*) FROM impersonate.audit WHERE event = 'RESETUSER' AND session_user_name = 'owner'",
+        &["1"],
+    );
+    assert_eq!(
+        subscriber.look("SELECT who FROM seen ORDER BY who"),
+        ["owner bob bob", "owner owner "]
+    );
+    for node in [&publisher, &subscriber] {
+        node.audit_holds();
+    }
+}

@@ -85,8 +85,17 @@ one() {
 
 # cargo_tests SECONDS ARGUMENTS...: cargo's own counts, summed up over its programs.
 cargo_tests() {
-    local limit=$1 log=$logs/$stage.log status=0 good bad left_out n='([0-9]+)'
+    local limit=$1 log=$logs/$stage.log status=0 good bad left_out n='([0-9]+)' argument build=()
     shift
+    # Compiling is not what the limit is for.
+    for argument; do
+        [ "$argument" != -- ] || break
+        build+=("$argument")
+    done
+    if ! cargo test --no-run "${build[@]}" >"$log" 2>&1; then
+        bad "cargo test does not compile" 1 "$log"
+        return
+    fi
     timeout --foreground --kill-after=10 "$limit" cargo test --no-fail-fast "$@" >"$log" 2>&1 || status=$?
     read -r good bad left_out < <(sed -nE "s/^test result: .* $n passed; $n failed; $n ignored; .* $n filtered out;.*/\
 \1 \2 \3 \4/p" "$log" |

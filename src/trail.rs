@@ -413,6 +413,17 @@ pub fn discard_spool(id: [u8; 16], shown: &str) -> Option<(u64, u64)> {
             )),
         );
     }
+    if spool.state == State::Foreign && audit::node::shares_spools() {
+        refuse(
+            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            format!("audit spool {shown} may be in use"),
+            Some(format!(
+                "It is in impersonate.audit_spool_directory, where node \"{}\" may keep it.",
+                spool.node
+            )),
+            Some("If there is no such node any more, remove the files by hand.".to_owned()),
+        );
+    }
     let ends = audit::show::ends(spool);
     tell_of_node(|detail| {
         detail["discarded"] = shown.into();

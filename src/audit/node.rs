@@ -81,12 +81,20 @@ pub(super) fn owner(database: u32) -> Option<Owner> {
 
 /// The folder of all spools.
 pub(super) fn spools() -> PathBuf {
-    let set = SPOOL_DIRECTORY.get().filter(|folder| !folder.is_empty());
-    let folder = set.map_or_else(
+    let folder = spool_directory().map_or_else(
         || spool::FOLDER.into(),
         |folder| OsString::from_vec(folder.into_bytes()),
     );
     node::data_folder().join(folder)
+}
+
+fn spool_directory() -> Option<CString> {
+    SPOOL_DIRECTORY.get().filter(|folder| !folder.is_empty())
+}
+
+/// Whether other nodes may have their spools where this one has its own.
+pub fn shares_spools() -> bool {
+    spool_directory().is_some()
 }
 
 /// The folder of a database's spool.

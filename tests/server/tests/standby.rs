@@ -1174,6 +1174,54 @@ fn n2_a_host_that_is_silent_does_not_keep_events_from_the_next() {
 }
 
 #[test]
+fn n2_nodes_that_share_a_folder_of_spools_leave_each_others_alone() {
+    let mut stage = Stage::new();
+    let spools = stage.primary.host().join("spools");
+    let settings = [("impersonate.audit_spool_directory", spools.to_str().unwrap()), NOWHERE];
+    let [north, south] = ["north", "south"].map(|name| stage.primary.standby(name, &settings));
+    let mut done = Done(Vec::new());
+    std::thread::scope(|scope| {
+        let workers = [("a", &north), ("b", &south)].map(|(name, node)| {
+            let stage = &stage;
+            scope.spawn(move || {
+                let mut done = Done(Vec::new());
+                done.work(stage, node, name, 20);
+                done.0
+            })
+        });
+        workers
+            .into_iter()
+            .for_each(|worker| done.0.append(&mut worker.join().unwrap()));
+    });
+    assert_eq!(done.0.len(), 40);
+    for (node, shown) in [
+        (&north, ["north own", "south foreign"]),
+        (&south, ["north foreign", "south own"]),
+    ] {
+        let states = "SELECT node || ' ' || state FROM impersonate.audit_spool ORDER BY node";
+        assert_eq!(look(node, &stage.database, states), shown);
+        let discard = "SELECT impersonate.discard_spool(spool_id) FROM impersonate.audit_spool WHERE NOT own";
+        fails_with("55006", node.connect(OWNER, &stage.database).batch_execute(discard));
+    }
+    leads_to(&south, &stage.primary.conninfo("shipper"));
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["south 20"]);
+    stage.primary.wait_for(&north);
+    stage.primary.stop();
+    done.work(&stage, &south, "c", 5);
+    north.promote();
+    south.follow(&north);
+    leads_to(&south, &north.conninfo("shipper"));
+    wait_for_rows(&north, &stage.database, ARRIVED, &["north 20", "south 25"]);
+    done.is_in(&north, &stage.database);
+    audit_holds(&north, &stage.database);
+    let left = "SELECT node || ' ' || state FROM impersonate.audit_spool";
+    wait_for_rows(&north, &stage.database, left, &["south foreign"]);
+    wait_for_rows(&south, &stage.database, left, &["south own"]);
+    no_crash(&north);
+    no_crash(&south);
+}
+
+#[test]
 fn n2_what_was_not_sent_of_a_spool_stays_until_somebody_discards_it() {
     let stage = Stage::new();
     let north = stage.standby("north");

@@ -1,8 +1,8 @@
 //! What the processes of a standby tell each other of their spools, in shared memory: a place for each database.
 //!
 //! The lock guards which database has which place, and the error. The rest are atomics: the *writer* of the database's
-//! lane alone writes `stored`, its *shipper* alone the others, but for `look`, which the one sets and the other takes back. Nothing is waited for and nothing raised while the lock is
-//! held.
+//! lane alone writes `stored`, its *shipper* alone the others, but for `look`, which the one sets and the other takes
+//! back. Nothing is waited for and nothing raised while the lock is held.
 
 use super::queue::LastError;
 use crate::pg::shmem::{Area, Lock};

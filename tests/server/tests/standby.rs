@@ -1174,6 +1174,48 @@ fn n2_a_host_that_is_silent_does_not_keep_events_from_the_next() {
 }
 
 #[test]
+fn n2_a_node_goes_on_when_its_damaged_spool_is_retired() {
+    let stage = Stage::new();
+    let mut north = stage.standby("north");
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "a", 3);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 3"]);
+    leads_to(&north, NOWHERE.1);
+    Done(Vec::new()).work(&stage, &north, "lost", 3);
+    north.stop();
+    let file = segments(&north).remove(0);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[512 + 70] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    north.start();
+    let mut session = stage.raw(&north);
+    assert_eq!(
+        error_in(&session.simple("SELECT setuser('bob')")).unwrap().code,
+        "55000"
+    );
+    stage.admin("SELECT impersonate.retire_node('north')");
+    wait_until("it goes on", || {
+        error_in(&session.simple("SELECT setuser('bob')")).is_none()
+    });
+    ok(&mut session, "SELECT 'b-0'");
+    drop(session);
+    leads_to(&north, &stage.primary.conninfo("shipper"));
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 4"]);
+    // What is left of it is as it was, and that it can't be read is shown.
+    let left = "SELECT (waiting_events IS NULL AND last_error LIKE '%is damaged%')::text FROM impersonate.audit_spool
+                 WHERE state = 'retired'";
+    assert_eq!(look(&north, &stage.database, left), ["true"]);
+    assert!(contents(&north.data().join("impersonate_spool"))
+        .iter()
+        .any(|(_, kept)| *kept == bytes));
+    let discard = "SELECT COALESCE(impersonate.discard_spool(spool_id)::text, 'unknown') FROM impersonate.audit_spool WHERE NOT own";
+    assert_eq!(look(&north, &stage.database, discard), ["unknown"]);
+    assert_eq!(segments(&north).len(), 1);
+    audit_holds_per_spool(&stage.primary, &stage.database);
+    no_crash(&north);
+}
+
+#[test]
 fn n2_nodes_that_share_a_folder_of_spools_leave_each_others_alone() {
     let mut stage = Stage::new();
     let spools = stage.primary.host().join("spools");

@@ -847,17 +847,14 @@ fn newest(
 }
 
 fn make_partition(time: i64) -> Round {
-    let made = worker::transaction(|| {
-        rows::hold_extension(TARGET.extension) && {
-            partitions::ensure(time);
-            true
-        }
-    });
-    if made {
-        Round::Again
-    } else {
-        Round::NoExtension
+    let made = worker::transaction(|| rows::hold_extension(TARGET.extension).then(|| partitions::ensure(time)));
+    match made {
+        None => return Round::NoExtension,
+        Some(true) => (),
+        // Somebody else made it just now, or is about to take it away.
+        Some(false) => nap(PAUSE),
     }
+    Round::Again
 }
 
 /// A column's value in two forms: for the hash, and for the table.

@@ -53,12 +53,15 @@ const EMPTY: &CStr = c"
        AND high::pg_catalog.timestamptz < pg_catalog.date_trunc('month', pg_catalog.now(), 'UTC')
        AND pg_catalog.pg_relation_size(c.oid) = 0";
 
-/// Sees to it that there is a partition for events of this time, inside `worker::transaction`.
-pub fn ensure(time: i64) {
-    if let Some(statements) = look(time) {
+/// Sees to it that there is a partition for events of this time, inside `worker::transaction`. Says whether it had to be
+/// made.
+pub fn ensure(time: i64) -> bool {
+    let missing = look(time);
+    if let Some(statements) = &missing {
         statements.iter().for_each(|statement| run(statement));
         take_from_strangers();
     }
+    missing.is_some()
 }
 
 /// Default privileges are for tables that somebody makes, not for parts of the audit: who may read it is said of the

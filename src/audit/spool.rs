@@ -357,6 +357,8 @@ struct Content {
     end: u64,
     /// What is behind it is no record.
     torn: bool,
+    /// There was enough before the end.
+    stopped: bool,
     /// The position behind the last record, and its hash.
     next: u64,
     hash: Hash,
@@ -371,8 +373,14 @@ struct Place {
 }
 
 /// Reads a segment, from a place that an earlier reading came to or from its beginning. `wanted` says of which positions
-/// the entries are returned; all are looked at.
-fn read(segment: &Segment, head: &Head, from: Option<Place>, wanted: impl Fn(u64) -> bool) -> Result<Content, Trouble> {
+/// the entries are returned; all are looked at, until the returned events have `enough` bytes.
+fn read(
+    segment: &Segment,
+    head: &Head,
+    from: Option<Place>,
+    wanted: impl Fn(u64) -> bool,
+    enough: usize,
+) -> Result<Content, Trouble> {
     let damaged = |what: String| Trouble::Damaged {
         file: segment.path.clone(),
         what,
@@ -393,11 +401,16 @@ fn read(segment: &Segment, head: &Head, from: Option<Place>, wanted: impl Fn(u64
         entries: Vec::new(),
         end: from.byte,
         torn: false,
+        stopped: false,
         next: from.next,
         hash: from.hash,
     };
-    let mut at = 0;
+    let (mut at, mut size) = (0, 0);
     while at < bytes.len() {
+        if size >= enough {
+            content.stopped = true;
+            break;
+        }
         let found = record_at(&bytes[at..]).filter(|found| at + found.size <= bytes.len());
         let Some(found) = found else {
             content.torn = true;
@@ -410,6 +423,7 @@ fn read(segment: &Segment, head: &Head, from: Option<Place>, wanted: impl Fn(u64
             )));
         }
         if wanted(found.position) {
+            size += found.event.len();
             content.entries.push(Entry {
                 position: found.position,
                 hash: found.hash,
@@ -479,7 +493,7 @@ impl Spool {
                 used: u64::MAX,
             });
         };
-        let content = read(last, last_head, None, |_| false)?;
+        let content = read(last, last_head, None, |_| false, usize::MAX)?;
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -717,12 +731,18 @@ impl Reader {
                 .as_ref()
                 .filter(|(path, place)| *path == segment.path && place.next <= from);
             let known = known.map(|(_, place)| *place);
-            let content = read(segment, head, known, |position| position >= from && position <= until)?;
+            let content = read(
+                segment,
+                head,
+                known,
+                |position| position >= from && position <= until,
+                bytes.saturating_sub(size),
+            )?;
             // In the cache of the system it may be newer than on disk.
             File::open(&segment.path)
                 .and_then(|file| file.sync_data())
                 .map_err(io("sync", &segment.path))?;
-            if end.is_some_and(|end| content.torn || content.next != end) {
+            if !content.stopped && end.is_some_and(|end| content.torn || content.next != end) {
                 return Err(Trouble::Damaged {
                     file: segment.path.clone(),
                     what: format!("it ends with position {}", content.next - 1),
@@ -773,7 +793,10 @@ pub fn newest(
     retired: impl Fn(&[u8; 16]) -> bool,
 ) -> Result<Option<([u8; 16], u64)>, Trouble> {
     match own_segments(folder, owner, &retired)?.last() {
-        Some((last, head)) => Ok(Some((head.spool, read(last, head, None, |_| false)?.next - 1))),
+        Some((last, head)) => Ok(Some((
+            head.spool,
+            read(last, head, None, |_| false, usize::MAX)?.next - 1,
+        ))),
         None => Ok(None),
     }
 }
@@ -796,7 +819,7 @@ pub fn remove_confirmed(
     for (at, (segment, head)) in own.iter().enumerate().take(own.len().saturating_sub(keep)) {
         let end = match own.get(at + 1) {
             Some((_, next)) => next.first,
-            None => read(segment, head, None, |_| false)?.next,
+            None => read(segment, head, None, |_| false, usize::MAX)?.next,
         };
         if end > confirmed + 1 {
             break;
@@ -822,7 +845,9 @@ pub fn put_aside(folder: &Path, owner: &Owner, spool: &[u8; 16], confirmed: u64)
         let end = match own.get(at + 1) {
             Some((_, next)) => Some(next.first),
             // What can't be read isn't thrown away.
-            None => read(segment, head, None, |_| false).ok().map(|content| content.next),
+            None => read(segment, head, None, |_| false, usize::MAX)
+                .ok()
+                .map(|content| content.next),
         };
         if end.is_some_and(|end| end <= confirmed + 1) {
             fs::remove_file(&segment.path).map_err(io("remove", &segment.path))?;
@@ -854,7 +879,7 @@ fn of_spool(folder: &Path, spool: &[u8; 16]) -> Result<Vec<(Segment, Head)>, Tro
 pub fn entries(folder: &Path, spool: &[u8; 16]) -> Result<Vec<Entry>, Trouble> {
     let mut found = Vec::new();
     for (segment, head) in of_spool(folder, spool)? {
-        found.append(&mut read(&segment, &head, None, |_| true)?.entries);
+        found.append(&mut read(&segment, &head, None, |_| true, usize::MAX)?.entries);
     }
     Ok(found)
 }
@@ -868,9 +893,9 @@ pub fn ends(folder: &Path, spool: &[u8; 16], from: u64) -> Result<Option<(Entry,
     else {
         return Ok(None);
     };
-    let newest = read(last, last_head, None, |_| false)?.next - 1;
+    let newest = read(last, last_head, None, |_| false, usize::MAX)?.next - 1;
     let oldest = first_head.first.max(from + 1);
-    let oldest = read(first, first_head, None, |position| position == oldest)?.entries;
+    let oldest = read(first, first_head, None, |position| position == oldest, 1)?.entries;
     Ok(oldest.into_iter().next().map(|oldest| (oldest, newest)))
 }
 
@@ -1001,6 +1026,31 @@ mod tests {
             assert!(matches!(all(&folder), Err(Trouble::Damaged { .. })), "byte {at}");
             assert_eq!(fs::read(folder.only()).unwrap(), damaged);
         }
+    }
+
+    #[test]
+    fn what_is_in_front_of_damage_can_be_read() {
+        let folder = Folder::new();
+        let mut spool = open(&folder).unwrap();
+        for event in ["one", "two", "three", "four"] {
+            spool.append(&events(&[event]), PLENTY).unwrap();
+        }
+        let mut bytes = fs::read(folder.only()).unwrap();
+        let third = HEAD + 2 * (RECORD + 3).next_multiple_of(8);
+        bytes[third + RECORD] ^= 1;
+        fs::write(folder.only(), bytes).unwrap();
+        let mut reader = Reader::new(&folder.0, &owner("north"));
+        let mut read = |from| {
+            reader
+                .entries(|_| false, from, u64::MAX, 1)
+                .map(|batch| batch.unwrap().entries)
+        };
+        for (from, event) in [(1, "one"), (2, "two")] {
+            let entries = read(from).unwrap();
+            assert_eq!((entries.len(), &*entries[0].event), (1, event.as_bytes()));
+        }
+        assert!(matches!(read(3), Err(Trouble::Damaged { .. })));
+        assert!(matches!(read(4), Err(Trouble::Damaged { .. })));
     }
 
     #[test]

@@ -1216,6 +1216,45 @@ fn n2_a_node_goes_on_when_its_damaged_spool_is_retired() {
 }
 
 #[test]
+fn n2_what_hours_without_a_primary_leave_is_sent_and_its_files_go() {
+    let mut stage = Stage::new();
+    // Files of 4 MB.
+    let mut north = stage.standby_with("north", &[("impersonate.audit_spool_limit", "32MB")]);
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "a", 3);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 3"]);
+    stage.primary.stop();
+    let long = "x".repeat(50_000);
+    let mut session = stage.raw(&north);
+    ok(&mut session, "SELECT setuser('bob')");
+    for number in 0..160 {
+        ok(&mut session, &format!("SELECT {number} /* {long} */"));
+    }
+    drop(session);
+    let before = segments(&north).len();
+    assert!(before >= 3, "{before} files");
+    north.restart();
+    assert_eq!(segments(&north).len(), before);
+    stage.primary.start();
+    let waiting = "SELECT waiting_events::text FROM impersonate.audit_spool WHERE own AND connected";
+    assert!(within(Duration::from_secs(90), || look(
+        &north,
+        &stage.database,
+        waiting
+    ) == ["0"]));
+    let arrived = "SELECT count(DISTINCT split_part(statement, ' ', 2))::text FROM impersonate.audit
+                    WHERE node = 'north' AND length(statement) > 50000 AND sqlstate = '00000'";
+    assert_eq!(look(&stage.primary, &stage.database, arrived), ["160"]);
+    audit_holds(&stage.primary, &stage.database);
+    wait_until("the files go", || segments(&north).len() == 2);
+    // And it goes on.
+    done.work(&stage, &north, "b", 3);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 6"]);
+    done.is_in(&stage.primary, &stage.database);
+    no_crash(&north);
+}
+
+#[test]
 fn n2_nodes_that_share_a_folder_of_spools_leave_each_others_alone() {
     let mut stage = Stage::new();
     let spools = stage.primary.host().join("spools");

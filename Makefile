@@ -4,6 +4,7 @@
 # TEST_PG_CONFIG=...  demo, check, bench: a server to use instead of the private one; the extension goes into it
 # PG=17               demo, check, dev: this major instead of 15, fetched if it is missing; 15 to 18
 #                     deb, dist, check-packages: this major alone
+# NO_ROOT=1           check-packages: without a Debian of its own
 # STAGE="..."         check: only these stages (lint policy regress isolation server clients)
 # TESTS="..."         check-server: only these programs of tests/server
 # CLIENTS="..."       check-clients: only these (psql psycopg asyncpg node-postgres pgjdbc tokio-postgres)
@@ -11,12 +12,14 @@
 # ACCEPT=1            check-regress, check-isolation: take what comes out as what is expected
 # CORE_SOURCE=...     check-core: the source tree of the server, instead of fetching it
 # SQLSMITH_QUERIES=N  check-server: more random queries than 500
+# WHO="root user"     check-fresh: only as root, or as a user
+# WHAT="demo check"   check-fresh: only the one command
 # ROLE=...            psql: the role to connect as
 
 PG_CONFIG ?= pg_config
 ROLE ?= helpdesk_anna
 export PG DEB_REVISION DEBFULLNAME DEBEMAIL TEST_PG_CONFIG STAGE TESTS
-export CLIENTS FEATURES PROFILE ACCEPT DESTDIR CORE_SOURCE SQLSMITH_QUERIES
+export CLIENTS FEATURES PROFILE ACCEPT DESTDIR CORE_SOURCE SQLSMITH_QUERIES WHO WHAT NO_ROOT
 
 SHELL = /bin/bash
 

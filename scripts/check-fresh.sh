@@ -3,7 +3,7 @@
 # sudo, once as root and once as an ordinary user who may sudo. Wants root, Debian's mirror, and that of crates.
 #
 # Rust, which README leaves to the user, is this machine's toolchain, read-only, and with it what cargo has downloaded.
-# PG, STAGE and TESTS are handed on to make check. WHO="root user" says who tries.
+# PG, STAGE and TESTS are handed on to make check. WHO="root user" says who tries, WHAT="demo check" what.
 #
 # The last line is "N passed, N failed": the commands that did what they should.
 set -euo pipefail
@@ -19,6 +19,8 @@ cd "$root"
 have rustc || die "Rust is missing"
 debian_rust=$(rustc --print sysroot)
 WHO=${WHO:-root user}
+WHAT=${WHAT:-demo check}
+for what in $WHAT; do [[ " demo check " == *" $what "* ]] || die "WHAT is demo, check or both, not $what"; done
 passed=0
 failed=0
 begun=$(clock)
@@ -67,8 +69,9 @@ say "README's commands in a fresh Debian"
 for who in $WHO; do
     step "a Debian with apt, make and sudo" make_debian "$fresh" make sudo ca-certificates
     if [ "$who" = root ]; then furnish root; else furnish home/me; fi
-    try "$who" "make demo"
-    try "$who" "make check ${handed_on[*]:-}"
+    for what in $WHAT; do
+        try "$who" "make $what$([ "$what" = demo ] || printf ' %s' "${handed_on[@]}")"
+    done
     rm -rf --one-file-system "$fresh"
 done
 say "Fresh, $(since "$begun")"

@@ -1255,6 +1255,67 @@ fn n2_what_hours_without_a_primary_leave_is_sent_and_its_files_go() {
 }
 
 #[test]
+fn n2_when_a_spool_is_retired_under_load_each_statement_is_on_the_primary_or_in_what_is_left() {
+    let stage = Stage::new();
+    let north = stage.standby("north");
+    let mut done = Done(Vec::new());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..2)
+            .map(|number| {
+                let (stage, north) = (&stage, &north);
+                scope.spawn(move || {
+                    let mut done = Done(Vec::new());
+                    for round in 0..8 {
+                        done.work(stage, north, &format!("w{number}r{round}"), 100);
+                    }
+                    done.0
+                })
+            })
+            .collect();
+        for round in 0..4 {
+            std::thread::sleep(Duration::from_millis(600 + 150 * round));
+            stage.admin("SELECT impersonate.retire_node('north')");
+            if round % 2 == 1 {
+                let shippers =
+                    "SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE backend_type LIKE 'impersonate audit %'";
+                look(&north, &stage.database, shippers);
+            }
+        }
+        workers
+            .into_iter()
+            .for_each(|worker| done.0.append(&mut worker.join().unwrap()));
+    });
+    assert!(done.0.len() > 1000, "{}", done.0.len());
+    wait_for_rows(
+        &north,
+        &stage.database,
+        "SELECT COALESCE(sum(waiting_events), 0)::text FROM impersonate.audit_spool WHERE own",
+        &["0"],
+    );
+    let begun = "event = 'STATEMENT' AND detail->>'phase' = 'begun' AND node = 'north'";
+    let mut rows = look(
+        &stage.primary,
+        &stage.database,
+        &format!("SELECT statement FROM impersonate.audit WHERE {begun}"),
+    );
+    let arrived = rows.len();
+    let left = "SELECT e.event->>'statement' FROM impersonate.audit_spool s, impersonate.audit_spooled(s.spool_id) e
+                 WHERE s.state = 'retired' AND e.\"position\" > s.confirmed_position
+                   AND e.event->>'event' = 'STATEMENT' AND e.event->'detail'->>'phase' = 'begun'";
+    rows.append(&mut look(&north, &stage.database, left));
+    assert!(arrived > 100, "{arrived}");
+    rows.sort();
+    let count = rows.len();
+    rows.dedup();
+    assert_eq!(count, rows.len(), "none is there twice");
+    // A statement whose result nobody saw may have begun.
+    let missing: Vec<_> = done.0.iter().filter(|one| rows.binary_search(one).is_err()).collect();
+    assert!(missing.is_empty(), "{missing:?} of {}", done.0.len());
+    audit_holds_per_spool(&stage.primary, &stage.database);
+    no_crash(&north);
+}
+
+#[test]
 fn n2_nodes_that_share_a_folder_of_spools_leave_each_others_alone() {
     let mut stage = Stage::new();
     let spools = stage.primary.host().join("spools");

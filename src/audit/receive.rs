@@ -138,7 +138,7 @@ pub fn receive(sent: &Sent) -> Result<u64, Refusal> {
                 STATE,
                 "a node's audit events are not those that it had",
                 format!("Position {at} of node \"{name}\" does not follow from what is here."),
-                "Has another server the same impersonate.node_name? See \"Standbys\" in README.md.",
+                "Has another server the same impersonate.node_name? See \"Standbys\" in docs/administrator.md.",
             )
         };
         if entry.position + 1 == next && entry.hash != hash {

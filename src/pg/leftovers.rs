@@ -3,8 +3,9 @@
 use super::nodes::tag;
 use super::store::as_superuser;
 use super::trampoline::Utility;
+use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::{self, NodeTag, Oid, TimestampTz};
-use pgrx::spi::Spi;
+use pgrx::spi::{OwnedPreparedStatement, Spi};
 use pgrx::{ereport, PgLogLevel, PgSqlErrorCode};
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};
@@ -68,13 +69,33 @@ pub fn open_cursors(since: Option<TimestampTz>) -> Vec<String> {
                 .into_owned()
         }
     };
-    let since = since.and_then(super::identity::timestamp);
-    with_snapshot(|| {
-        as_superuser(|| {
-            texts(
-                "SELECT name FROM pg_catalog.pg_cursors WHERE name <> $1 AND ($2 IS NULL OR creation_time >= $2)",
-                &[active.into(), since.into()],
-            )
+    let found = with_snapshot(|| as_superuser(all_cursors)).unwrap_or_else(|error| failed(&error));
+    found
+        .into_iter()
+        .filter(|(name, opened)| *name != active && since.is_none_or(|since| *opened >= since))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// Each cursor's name and when it was opened. Asked at both ends of every impersonation, so it is planned once.
+fn all_cursors() -> Result<Vec<(String, TimestampTz)>, pgrx::spi::Error> {
+    thread_local! {
+        static QUERY: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
+    }
+    Spi::connect(|client| {
+        QUERY.with_borrow_mut(|query| {
+            if query.is_none() {
+                let text = "SELECT name, creation_time FROM pg_catalog.pg_cursor()";
+                *query = Some(client.prepare(text, &[])?.keep());
+            }
+            let row = |row: pgrx::spi::SpiHeapTupleData| {
+                let opened = row.get::<TimestampWithTimeZone>(2)?;
+                Ok((row.get(1)?.unwrap_or_default(), opened.map_or(0, TimestampTz::from)))
+            };
+            match query.as_ref() {
+                Some(query) => client.select(query, None, &[])?.map(row).collect(),
+                None => Ok(Vec::new()),
+            }
         })
     })
 }

@@ -10,6 +10,7 @@ use crate::pg::latch::{check_for_interrupts, nap, now};
 use crate::pg::{backends, worker};
 use pgrx::{pg_guard, pg_sys};
 use std::collections::HashMap;
+use std::path::Path;
 
 /// Milliseconds between two looks.
 const PAUSE: u32 = 1000;
@@ -22,7 +23,8 @@ const AGAIN: i64 = 3_000_000;
 #[no_mangle]
 pub extern "C-unwind" fn impersonate_spool_launcher_main(_argument: pg_sys::Datum) {
     worker::set_up_signals();
-    if with_spool().is_empty() && !worker::in_recovery() {
+    warn_of_deserted();
+    if with_spool(&node::spools()).is_empty() && !worker::in_recovery() {
         return;
     }
     // To see which databases are there.
@@ -32,7 +34,7 @@ pub extern "C-unwind" fn impersonate_spool_launcher_main(_argument: pg_sys::Datu
         worker::reload_if_asked();
         check_for_interrupts();
         let standby = worker::in_recovery();
-        let mut own = with_spool();
+        let mut own = with_spool(&node::spools());
         if !own.is_empty() {
             // The spool of one that was dropped stays, for whoever wants it.
             worker::transaction(|| own.retain(|database| worker::database_exists(*database)));
@@ -51,14 +53,27 @@ pub extern "C-unwind" fn impersonate_spool_launcher_main(_argument: pg_sys::Datu
     }
 }
 
-/// The databases that have a spool of this node's own.
-fn with_spool() -> Vec<u32> {
-    let mut databases = spool::databases(&node::spools());
+/// Events that were left behind when `impersonate.audit_spool_directory` was set are seen by nobody otherwise.
+fn warn_of_deserted() {
+    let deserted = node::deserted_spools().filter(|folder| !with_spool(folder).is_empty());
+    if let Some(folder) = deserted {
+        super::writer::log_line(format!(
+            "impersonate audit spools of this node in \"{}\" are not sent: impersonate.audit_spool_directory is \"{}\". Stop \
+             the server and move them there",
+            folder.display(),
+            node::spools().display()
+        ));
+    }
+}
+
+/// The databases that have a spool of this node's own in that folder.
+fn with_spool(root: &Path) -> Vec<u32> {
+    let mut databases = spool::databases(root);
     databases.retain(|database| {
         let Some(owner) = node::owner(*database) else {
             return false;
         };
-        let segments = spool::segments(&node::folder(*database)).unwrap_or_default();
+        let segments = spool::segments(&spool::folder(root, *database)).unwrap_or_default();
         segments.iter().any(|segment| segment.is_of(&owner))
     });
     databases

@@ -92,6 +92,12 @@ fn spool_directory() -> Option<CString> {
     SPOOL_DIRECTORY.get().filter(|folder| !folder.is_empty())
 }
 
+/// The folder in which spools would be by themselves, if they are to be elsewhere.
+pub(super) fn deserted_spools() -> Option<PathBuf> {
+    let folder = node::data_folder().join(spool::FOLDER);
+    (spool_directory().is_some() && folder != spools()).then_some(folder)
+}
+
 /// Whether other nodes may have their spools where this one has its own.
 pub fn shares_spools() -> bool {
     spool_directory().is_some()

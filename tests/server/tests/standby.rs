@@ -1316,6 +1316,28 @@ fn n2_when_a_spool_is_retired_under_load_each_statement_is_on_the_primary_or_in_
 }
 
 #[test]
+fn n2_a_spool_that_is_left_behind_is_told_of_and_sent_once_it_is_moved() {
+    let stage = Stage::new();
+    let mut north = stage.standby_with("north", &[NOWHERE]);
+    let mut done = Done(Vec::new());
+    done.work(&stage, &north, "a", 3);
+    let spools = north.host().join("spools");
+    north.set("impersonate.audit_spool_directory", spools.to_str().unwrap());
+    north.set("impersonate.primary_conninfo", &stage.primary.conninfo("shipper"));
+    north.restart();
+    wait_until("it is told of", || north.log().contains("of this node in"));
+    north.stop();
+    fs::rename(north.data().join("impersonate_spool"), &spools).unwrap();
+    let said = north.log().len();
+    north.start();
+    done.work(&stage, &north, "b", 3);
+    wait_for_rows(&stage.primary, &stage.database, ARRIVED, &["north 6"]);
+    done.is_in(&stage.primary, &stage.database);
+    audit_holds(&stage.primary, &stage.database);
+    assert!(!north.log()[said..].contains("of this node in"), "{}", north.log());
+}
+
+#[test]
 fn n2_nodes_that_share_a_folder_of_spools_leave_each_others_alone() {
     let mut stage = Stage::new();
     let spools = stage.primary.host().join("spools");

@@ -59,7 +59,8 @@ fields() {
     wanted=$(printf '%s\n' "usr/lib/postgresql/$1/lib/impersonate.so" \
         "usr/share/postgresql/$1/extension/impersonate.control" "$doc/README.Debian" "$doc/README.md.gz" \
         "$doc/SECURITY.md.gz" "$doc/changelog.Debian.gz" "$doc/changelog.gz" "$doc/copyright" "$doc/third-party.gz" \
-        sql/impersonate--*.sql | sed "s|^sql/|usr/share/postgresql/$1/extension/|" | LC_ALL=C sort)
+        docs/*.md sql/impersonate--*.sql |
+        sed "s|^sql/|usr/share/postgresql/$1/extension/|; s|^docs/.*|$doc/&.gz|" | LC_ALL=C sort)
     equal "$wanted" "$(dpkg-deb -c "$2" | awk '$1 ~ /^-/ { print substr($6, 3) }' | LC_ALL=C sort)"
     # Nothing but root's, and nothing that others may write.
     equal '' "$(dpkg-deb -c "$2" | grep -vE '^(-rw-r--r--|drwxr-xr-x) root/root ' || true)"

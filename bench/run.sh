@@ -372,10 +372,18 @@ CONF
 
     # From the moment before the COMMIT of a GRANT that breaks an impersonation to the end of its connection, by the
     # clock of the machine: the last thing that a backend does is to say so.
+    # The session is idle, and so in the way of nothing that is replayed.
     for _ in {1..50}; do
-        on_standby run_psql -qAt -U anna -c "SELECT setuser('carl')" -c 'SELECT pg_sleep(60)' >"$scratch/acting" 2>&1 &
+        rm -f "$scratch/go"
+        {
+            echo "SELECT setuser('carl');"
+            until [ -e "$scratch/go" ]; do sleep 0.05; done
+            echo 'SELECT 1;'
+        } | on_standby run_psql -qAt -U anna >"$scratch/acting" 2>&1 &
         while [ "$(on_standby run_psql -qAt -c 'SELECT count(*) FROM impersonate.active')" != 1 ]; do sleep 0.05; done
         run_psql -q -c 'BEGIN; GRANT withheld TO carl; INSERT INTO public.committed SELECT clock_timestamp(); COMMIT'
+        sleep 0.3
+        touch "$scratch/go"
         wait $! || true
         grep -q 'may no longer act' "$scratch/acting" || die "the connection was not ended" "$(cat "$scratch/acting")"
         run_psql -q -c 'REVOKE withheld FROM carl'

@@ -381,11 +381,19 @@ impl Cluster {
 
     /// Kills one process of the server, a backend say. The server then ends all connections, recovers, and goes on.
     pub fn kill_backend(&self, pid: i32) {
+        assert!(self.try_kill_backend(pid), "{pid} is no process of this server");
+    }
+
+    /// As `kill_backend`, for one that may have ended meanwhile. Returns whether it was there.
+    pub fn try_kill_backend(&self, pid: i32) -> bool {
         let pid = u32::try_from(pid).expect("a pid is positive");
         let server = self.server.as_ref().expect("the server is running").id();
-        assert!(children(server).contains(&pid), "{pid} is no process of this server");
-        signal("KILL", pid);
-        wait_until("the backend is gone", || !is_running(pid));
+        let there = children(server).contains(&pid);
+        if there {
+            signal("KILL", pid);
+            wait_until("the backend is gone", || !is_running(pid));
+        }
+        there
     }
 
     /// Waits until the server takes connections again, after a crash of a backend.

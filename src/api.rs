@@ -683,7 +683,7 @@ fn audit_spooled(
     ),
 > {
     let wanted = spool.and_then(|spool| spool.as_bytes()[..].try_into().ok());
-    let events = audit::show::events(identity::database().into(), wanted).unwrap_or_else(|why| {
+    let events = trail::spooled(wanted).unwrap_or_else(|why| {
         session::raise(&refusal(
             PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
             "the audit spool cannot be read".to_owned(),

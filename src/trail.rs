@@ -1,6 +1,6 @@
 //! What is stored in the audit: its head, whether it is as it was stored (L8), and how old rows leave (L9).
 
-use crate::audit::show::State;
+use crate::audit::show::{Figures, State};
 use crate::audit::verify::{Column, End, Ending, Finding, Meaning, Row, Start, Verification, Wanted};
 use crate::audit::{self, stored_hash, Event, Kind};
 use crate::pg::audit_rows::{purging, reading, Access, Argument, Stored};
@@ -381,6 +381,33 @@ pub fn retire_node(node: &[u8]) -> bool {
     retired > 0
 }
 
+/// N2: the events of this database in this node's own spool, or those of the one that is asked for; see `show::events`.
+pub fn spooled(wanted: Option<[u8; 16]>) -> Result<Vec<([u8; 16], u64, String)>, String> {
+    let is_wanted = |spool: &Figures| match wanted {
+        Some(id) => spool.spool == id,
+        None => spool.state == State::Own && spool.database == u32::from(identity::database()),
+    };
+    let spools: Vec<Figures> = audit::show::figures().into_iter().filter(is_wanted).collect();
+    spools.iter().for_each(refuse_others);
+    audit::show::events(&spools)
+}
+
+/// L8: who was granted a function was granted it in one database. What is another's is for superusers alone.
+fn refuse_others(spool: &Figures) {
+    let ours = spool.database == u32::from(identity::database()) && matches!(spool.state, State::Own | State::Retired);
+    if !ours && !identity::superuser(identity::current_user()) {
+        session::raise(&Refusal {
+            sqlstate: PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            message: format!(
+                "permission denied for audit spool {}",
+                pgrx::Uuid::from_bytes(spool.spool)
+            ),
+            detail: Some("It is of another database, or another node.".to_owned()),
+            hint: Some("Ask a superuser of this server.".to_owned()),
+        });
+    }
+}
+
 /// N2: removes a spool that nobody takes in any more, on record first. Its oldest and newest position that was not sent, as
 /// far as is known; None when there is none, or it can't be read.
 pub fn discard_spool(id: [u8; 16], shown: &str) -> Option<(u64, u64)> {
@@ -402,6 +429,7 @@ pub fn discard_spool(id: [u8; 16], shown: &str) -> Option<(u64, u64)> {
             Some("impersonate.audit_spool shows those that do.".to_owned()),
         );
     };
+    refuse_others(spool);
     if spool.state == State::Own {
         refuse(
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,

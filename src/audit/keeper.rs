@@ -91,7 +91,7 @@ pub(super) fn tidy(folder: &Path, owner: &Owner, known: &[Known], keep: usize) -
                 super::writer::log_line(format!(
                     "impersonate audit spool {} of node \"{}\" is retired; its events from position {first} on are not on the \
                      primary and stay in \"{}\"",
-                    uuid(&known.spool),
+                    pgrx::Uuid::from_bytes(known.spool),
                     String::from_utf8_lossy(&owner.node),
                     folder.display()
                 ));
@@ -102,18 +102,6 @@ pub(super) fn tidy(folder: &Path, owner: &Owner, known: &[Known], keep: usize) -
         }
     }
     Ok(())
-}
-
-/// As the server writes it.
-pub(super) fn uuid(id: &[u8; 16]) -> String {
-    let mut text = String::with_capacity(36);
-    for (at, byte) in id.iter().enumerate() {
-        if matches!(at, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        text += &format!("{byte:02x}");
-    }
-    text
 }
 
 impl Keeper {

@@ -4,7 +4,7 @@ use super::chain::Value;
 use super::event::{decode, Record};
 use super::line::Line;
 use super::spool::{self, Entry, Owner, Reader};
-use super::{keeper, node, spools};
+use super::{node, spools};
 use crate::pg::{identity, worker};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -151,22 +151,15 @@ fn sqlstate(trouble: &spool::Trouble) -> String {
     String::from_utf8_lossy(&trouble.sqlstate()).into_owned()
 }
 
-/// The events of this database in this node's own spool, or those of any spool, from the oldest on: spool, position, and
-/// the event as a line of JSON. An error is said in words.
-pub fn events(database: u32, wanted: Option<[u8; 16]>) -> Result<Vec<([u8; 16], u64, String)>, String> {
-    let own: Vec<Figures> = figures()
-        .into_iter()
-        .filter(|figures| match wanted {
-            Some(id) => figures.spool == id,
-            None => figures.database == database && figures.state == State::Own,
-        })
-        .collect();
+/// The events in these spools, from the oldest on: spool, position, and the event as a line of JSON. An error is said in
+/// words.
+pub fn events(spools: &[Figures]) -> Result<Vec<([u8; 16], u64, String)>, String> {
     let mut found = Vec::new();
-    for Figures { database, spool, .. } in own {
-        let entries = spool::entries(&node::folder(database), &spool).map_err(|trouble| trouble.to_string())?;
+    for Figures { database, spool, .. } in spools {
+        let entries = spool::entries(&node::folder(*database), spool).map_err(|trouble| trouble.to_string())?;
         for entry in entries {
             let Some(record) = decode(&entry.event) else { continue };
-            found.push((spool, entry.position, in_json(&record, &entry.hash)));
+            found.push((*spool, entry.position, in_json(&record, &entry.hash)));
         }
     }
     Ok(found)
@@ -186,7 +179,7 @@ pub fn remove(figures: &Figures) -> Result<(), String> {
     spool::remove(&folder, &figures.spool).map_err(|trouble| trouble.to_string())?;
     super::writer::log_line(format!(
         "impersonate audit spool {} of node \"{}\" was discarded",
-        keeper::uuid(&figures.spool),
+        pgrx::Uuid::from_bytes(figures.spool),
         figures.node
     ));
     Ok(())

@@ -1468,6 +1468,29 @@ fn n2_what_was_not_sent_of_a_spool_stays_until_somebody_discards_it() {
     let dropped = id("dropped").remove(0);
     let statements = format!("SELECT event->>'event' FROM impersonate.audit_spooled('{dropped}')");
     assert_eq!(look(&north, &stage.database, &statements), ["SETUSER", "RESETUSER"]);
+    // L8: what is granted in one database shows and removes nothing of another, but to a superuser.
+    stage
+        .primary
+        .connect(OWNER, &stage.database)
+        .batch_execute(
+            "CREATE ROLE auditor LOGIN;
+             GRANT EXECUTE ON FUNCTION impersonate.audit_spooled, impersonate.discard_spool TO auditor",
+        )
+        .unwrap();
+    wait_for_rows(
+        &north,
+        &stage.database,
+        "SELECT has_function_privilege(to_regrole('auditor'), 'impersonate.discard_spool(uuid)', 'EXECUTE')::text
+          WHERE to_regrole('auditor') IS NOT NULL",
+        &["true"],
+    );
+    let mut auditor = north.connect("auditor", &stage.database);
+    let seen = auditor.query(&format!("SELECT impersonate.audit_spooled('{in_use}')"), &[]);
+    assert!(!seen.unwrap().is_empty());
+    for function in ["audit_spooled", "discard_spool"] {
+        let call = format!("SELECT impersonate.{function}('{dropped}')");
+        fails_with("42501", auditor.batch_execute(&call));
+    }
 
     // Another spool is begun and sent; the old ones stay, over a restart too.
     let conninfo = stage.primary.conninfo("shipper");

@@ -176,9 +176,10 @@ pub fn publish(slot: Slot, entry: Option<(&Entry, &Note)>) {
     if !available() {
         return;
     }
+    let Some(own) = version::backend_slot() else { return };
     // SAFETY: the place is this backend's; the lock is held for the copy.
     unsafe {
-        let number = 2 * version::backend_slot() + slot as usize;
+        let number = 2 * own + slot as usize;
         if number >= (*TABLE).places {
             return;
         }
@@ -214,9 +215,10 @@ pub fn set_refused(refused: bool) {
     if !available() {
         return;
     }
+    let Some(own) = version::backend_slot() else { return };
     // SAFETY: the place is this backend's; only atomics of it are touched.
     unsafe {
-        let number = 2 * version::backend_slot();
+        let number = 2 * own;
         if number >= (*TABLE).places {
             return;
         }
@@ -306,10 +308,10 @@ pub fn judged(now: pg_sys::TimestampTz, failed: &[[u8; 16]]) {
 /// Notes that this backend's impersonation was judged again, with what others now need to know of its rights.
 pub fn judged_own(id: &[u8; 16], now: pg_sys::TimestampTz, rights: &Note) {
     let pid = super::identity::pid();
+    let Some(own) = version::backend_slot() else { return };
     // SAFETY: the lock is held while the place is written.
     locked(pg_sys::LWLockMode::LW_EXCLUSIVE, || unsafe {
-        let own = 2 * version::backend_slot();
-        for number in own..(own + 2).min((*TABLE).places) {
+        for number in 2 * own..(2 * own + 2).min((*TABLE).places) {
             let place = &mut *place(number);
             if place.entry.pid == pid && place.entry.state.id == *id {
                 place.entry.judged_at = now;

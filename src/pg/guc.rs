@@ -380,10 +380,13 @@ unsafe fn empty(newval: *mut *mut c_char) -> bool {
 unsafe fn check_at_start(newval: *mut *mut c_char, extra: *mut *mut c_void, source: GucSource::Type) -> bool {
     // SAFETY: the value is replaced by another of the settings' own memory.
     unsafe {
-        if !version::is_client_backend() {
+        // The server's own processes have no client to tell, and the postmaster tells its log.
+        let postmaster = !pg_sys::IsUnderPostmaster;
+        if !postmaster && !version::is_client_backend() {
             return empty(newval);
         }
         let place = match source {
+            _ if postmaster => Some("of the server's configuration"),
             GucSource::PGC_S_CLIENT if version::is_walsender() => {
                 return refuse(&Refusal {
                     sqlstate: pgrx::PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,

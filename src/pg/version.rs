@@ -269,17 +269,18 @@ pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, at: i32) -> *const pg_sys
     }
 }
 
-/// This backend's place among the server's processes: 0 to MaxBackends - 1 for client backends.
-pub fn backend_slot() -> usize {
+/// This backend's place among the server's processes: 0 to MaxBackends - 1 for client backends. None in a process without
+/// one: the postmaster and the logger read configuration files too.
+pub fn backend_slot() -> Option<usize> {
     #[cfg(any(feature = "pg15", feature = "pg16"))]
-    // SAFETY: MyProc is set in every process that runs our code.
+    // SAFETY: null or this process's own.
     unsafe {
-        (*pg_sys::MyProc).pgprocno as usize
+        pg_sys::MyProc.as_ref().map(|own| own.pgprocno as usize)
     }
     #[cfg(not(any(feature = "pg15", feature = "pg16")))]
-    // SAFETY: a plain global.
+    // SAFETY: a plain global; negative for none.
     unsafe {
-        pg_sys::MyProcNumber as usize
+        usize::try_from(pg_sys::MyProcNumber).ok()
     }
 }
 

@@ -3,7 +3,7 @@
 mod stage;
 
 use impersonate_server_tests::raw::{error_in, rows_in, RawClient};
-use impersonate_server_tests::{fails_with, unique};
+use impersonate_server_tests::{fails_with, unique, wait_until};
 use stage::{Protocol, Stage, PROTOCOLS};
 
 /// A connection of `<imp>` that starts with these options.
@@ -194,6 +194,39 @@ fn d1_where_the_extension_is_not_created_it_can_be_reset() {
     assert!(error_in(&client.simple("SELECT 1")).is_some());
     assert!(error_in(&client.simple("RESET impersonate.target")).is_none());
     assert!(error_in(&client.simple("SELECT 1")).is_none());
+}
+
+/// From a configuration file it is ignored with a warning, at the start and when the file is read again, by the postmaster
+/// and by whoever is connected.
+#[test]
+fn d5_in_a_configuration_file_it_is_ignored() {
+    let mut cluster = impersonate_server_tests::Cluster::start_new();
+    let before = cluster.log().len();
+    cluster.set("impersonate.target", "postgres");
+    let mut connected = cluster.connect("postgres", "postgres");
+    cluster.reload();
+    let warnings = |log: String| {
+        log.matches("ignoring setting \"impersonate.target\" of the server's configuration")
+            .count()
+    };
+    wait_until("the postmaster has warned", || {
+        warnings(cluster.log()[before..].to_owned()) >= 1
+    });
+    let mut later = cluster.connect("postgres", "postgres");
+    let shown = "SELECT current_setting('impersonate.target') || current_setting('role')";
+    for client in [&mut connected, &mut later] {
+        let shown: String = client.query_one(shown, &[]).unwrap().get(0);
+        assert_eq!(shown, "none");
+    }
+    let before = cluster.log().len();
+    cluster.restart();
+    assert_eq!(warnings(cluster.log()[before..].to_owned()), 1, "{}", cluster.log());
+    let shown: String = cluster
+        .connect("postgres", "postgres")
+        .query_one(shown, &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(shown, "none");
 }
 
 #[test]

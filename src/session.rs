@@ -779,6 +779,7 @@ pub fn start(switch: Switch, space: usize) -> TargetState {
             tell_end(&old, Cause::Switched, None);
         }
         let sequence = crate::audit::push_reserved(&recorded, space);
+        statements::switched();
         // From here a failure is undone by the transaction: told, not in force, hence a RESETUSER when it aborts.
         session.told.set(Some(Rc::new(state)));
         session.changing.set(true);

@@ -88,6 +88,8 @@ thread_local! {
     static LAST_TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     /// When the client's message came of which it was told that it acts outside, before or without a statement.
     static OUTSIDE_TOLD: Cell<i64> = const { Cell::new(0) };
+    /// When the client's message came that a switch was told of.
+    static SWITCHED: Cell<i64> = const { Cell::new(0) };
     /// What was told of a function called by the protocol, and when the client's message came.
     static CALL: Cell<Option<(i64, String)>> = const { Cell::new(None) };
     /// A statement of this transaction has been told, or is open.
@@ -486,10 +488,16 @@ pub fn before_commit() {
         return;
     }
     tell_begun();
-    if !TOLD.get() && trampoline::depth() == 0 {
+    if !TOLD.get() && trampoline::depth() == 0 && SWITCHED.get() != identity::statement_start() {
         tell_unknown();
     }
     audit::wait_stored(OWED.get());
+}
+
+/// A switch has its own row. What it leaves behind for the transaction, such as temporary objects taken down, is no
+/// unknown statement's.
+pub fn switched() {
+    SWITCHED.set(identity::statement_start());
 }
 
 /// Tells of statements that go on beyond what is to come, those that haven't been. May wait, and raises.

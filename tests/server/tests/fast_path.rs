@@ -4,7 +4,7 @@
 mod stage;
 
 use impersonate_server_tests::raw::{error_in, Message};
-use stage::{Session, Stage};
+use stage::{Protocol, Session, Stage};
 
 const LO_CREATE: u32 = 715;
 
@@ -183,4 +183,39 @@ fn l3_functions_of_statements_are_no_calls_by_the_protocol() {
     let told = trail(&session);
     assert_eq!(told.len(), 12, "{told:#?}");
     assert!(told.iter().all(|row| row.contains("|-|00000")), "{told:#?}");
+}
+
+/// A switch in whose transaction temporary objects are put aside has its SETUSER row and no other; what is planned behind
+/// it, and never run, has its own.
+#[test]
+fn l3_a_switch_is_no_unknown_statement() {
+    let stage = Stage::new();
+    stage.admin(
+        "CREATE TABLE <s>.kept (a int); GRANT ALL ON <s>.kept TO PUBLIC;
+         CREATE FUNCTION <s>.writes() RETURNS int LANGUAGE plpgsql AS
+             'BEGIN INSERT INTO <s>.kept VALUES (1); RETURN 1; END';
+         CREATE FUNCTION <s>.folded() RETURNS int IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN <s>.writes(); END'",
+    );
+    for (begin, end) in [
+        ("SELECT setuser('<bob>')", "SELECT setuser()"),
+        ("SET impersonate.target = '<bob>'", "RESET impersonate.target"),
+    ] {
+        for protocol in [Protocol::Simple, Protocol::Extended] {
+            let mut session = stage.session();
+            session.ok("CREATE TEMP TABLE hers (a int)");
+            session.ok_by(protocol, begin);
+            assert_eq!(trail(&session), [""; 0], "{begin} {protocol:?}");
+            session.ok_by(protocol, end);
+            assert_eq!(trail(&session), [""; 0], "{end} {protocol:?}");
+        }
+        let mut session = stage.session();
+        session.ok("CREATE TEMP TABLE hers (a int)");
+        session.pipe(begin);
+        session.raw.parse("", &stage.sql("SELECT <s>.folded()"), &[]);
+        session.raw.bind("", "", &[]);
+        assert_eq!(error_in(&session.sync()), None);
+        assert_eq!(trail(&session).len(), 1, "{begin}");
+    }
+    let written = stage.look("SELECT count(*) FROM <s>.kept");
+    assert_eq!(written, [[Some("2".to_owned())]]);
 }

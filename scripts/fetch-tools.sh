@@ -30,6 +30,8 @@ unpack() {
         dpkg-deb -f "$deb" Depends | tr ',' '\n' | sed -E 's/^ *([^ |(:]+).*/\1/' >>"$new/wanted"
         rm "$deb"
     done
+    # Some libraries of an older Debian are not below /usr.
+    [ ! -d "$new/lib" ] || { cp -a "$new/lib" "$new/usr/" && rm -rf "$new/lib"; }
 }
 
 is_library() { [[ $name == postgresql-* ]]; }
@@ -45,17 +47,18 @@ program() {
     fi
 }
 
-# Not by a pipe to grep -q, which leaves early: with pipefail the broken pipe would count as "nothing is lacking".
+# Sets `lacking`.
 lacks_libraries() {
     local folders
     folders=$(printf '%s:' "$new"/usr/lib/*-linux-gnu{,/pulseaudio})
-    [[ $(LD_LIBRARY_PATH=$folders ldd "$(program "$new")") == *'not found'* ]]
+    lacking=$(LD_LIBRARY_PATH=$folders ldd "$(program "$new")" | sed -n '/not found/p')
+    [ -n "$lacking" ]
 }
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
 fetch() {
-    local names library
+    local names library lacking
     rm -rf "$new"
     mkdir -p "$new/debs"
     cd "$new/debs"
@@ -70,11 +73,11 @@ fetch() {
             case $library in '' | libc6 | libgcc* | libstdc++* | [!l]*) continue ;; esac
             installed "$library" || grep -qx "$library" "$new/fetched" || names+=("$library")
         done < <(sort -u "$new/wanted")
-        [ ${#names[@]} -gt 0 ] || die "$name does not find its libraries" "$(ldd "$(program "$new")" | grep 'not found')"
+        [ ${#names[@]} -gt 0 ] || die "$name does not find its libraries" "$lacking"
         download "${names[@]}"
         unpack
     done
-    rm -rf "$new/apt" "$new/debs" "$new/etc" "$new/lib" "$new/usr/share/doc"
+    rm -rf "$new/apt" "$new/debs" "$new/etc" "$new/usr/share/doc"
     if is_library; then
         [ -n "$(program "$new")" ] || die "$name has no library in it"
     else

@@ -11,6 +11,7 @@ pub static HANDLERS: Handlers = Handlers {
     check: session::check,
     refuse: session::refuse_statement,
     called: statements::called,
+    early: statements::early,
     refused_instead: session::refused_instead,
     begun: statements::begun,
     joined: statements::joined,

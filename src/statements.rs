@@ -18,7 +18,7 @@ use crate::pg::effects::{self, Way};
 use crate::pg::guc::{name_bytes, Name, TargetState};
 use crate::pg::parameters::Parameters;
 use crate::pg::relations::{Relations, Touched};
-use crate::pg::trampoline::{self, Begun, Ran, TransactionEnd};
+use crate::pg::trampoline::{self, Begun, Early, Ran, TransactionEnd};
 use crate::pg::{catch, identity, rights};
 use crate::settings::AuditWait;
 use crate::{session, settings};
@@ -62,6 +62,20 @@ struct Open {
     reserved: usize,
     /// It has its first row of two.
     begun_told: bool,
+    /// Code that ran for it before it began: its row is this statement's, if it gets one.
+    early: Option<EarlyCode>,
+}
+
+/// Code that ran before a statement began: while values were read, or a query was parsed or planned.
+struct EarlyCode {
+    /// When the client's message came.
+    message: i64,
+    when: Early,
+    text: Vec<u8>,
+    detail: String,
+    who: Who,
+    begun_at: i64,
+    reserved: usize,
 }
 
 /// Names for an event, as of the statement's beginning.
@@ -92,6 +106,10 @@ thread_local! {
     static SWITCHED: Cell<i64> = const { Cell::new(0) };
     /// What was told of a function called by the protocol, and when the client's message came.
     static CALL: Cell<Option<(i64, String)>> = const { Cell::new(None) };
+    /// Code that ran before a statement began, if that may still begin.
+    static EARLY: RefCell<Option<EarlyCode>> = const { RefCell::new(None) };
+    /// When the client's message came of which was told that code runs without a statement.
+    static EARLY_TOLD: Cell<i64> = const { Cell::new(0) };
     /// A statement of this transaction has been told, or is open.
     static TOLD: Cell<bool> = const { Cell::new(false) };
 }
@@ -257,6 +275,7 @@ impl Open {
     }
 
     fn tell(&self, sqlstate: [u8; 5]) {
+        audit::release(self.early.as_ref().map_or(0, |early| early.reserved));
         let event = self.event(sqlstate, self.ran_at.unwrap_or_else(identity::now));
         let detail = self.begun_told.then(|| with_phase(self.detail.as_deref(), "ended"));
         let event = Event {
@@ -373,6 +392,7 @@ pub fn begun(statement: &Begun) {
         subtransaction: identity::subtransaction(),
         reserved: 0,
         begun_told: false,
+        early: None,
     };
     open.note_level();
     if !statement.must_run {
@@ -402,6 +422,7 @@ pub fn begun(statement: &Begun) {
     }
     if statement.level == 0 {
         ERROR_TOLD.set(false);
+        open.early = early_of_portal();
     }
     OPEN.with_borrow_mut(|all| all.push(open));
 }
@@ -433,9 +454,10 @@ pub fn before_outside() {
     if open {
         before_run(Way::Outside);
     } else if who().is_some_and(|who| who.waits() > AuditWait::off) {
-        // Called by the protocol, or while a statement is planned.
+        // Called by the protocol, or before a statement begins.
+        tell_early_code();
         let message = identity::statement_start();
-        if OUTSIDE_TOLD.replace(message) != message {
+        if EARLY_TOLD.get() != message && OUTSIDE_TOLD.replace(message) != message {
             tell_unknown();
             TOLD.set(true);
         }
@@ -477,9 +499,103 @@ pub fn called(function: Oid) {
     settle();
 }
 
+/// Code is about to run before a statement begins. If it does, the statement's row is enough; else there is one by
+/// itself, without delay where each statement is waited for. May wait, and raises.
+pub fn early(function: Oid, when: Early) {
+    let message = identity::statement_start();
+    let noted = EARLY.with_borrow_mut(|early| {
+        let early = early.as_mut().filter(|early| early.message == message);
+        early.map(|early| early.when = early.when.min(when)).is_some()
+    });
+    // That row has the whole message.
+    if noted || EARLY_TOLD.get() == message || OUTSIDE_TOLD.get() == message {
+        return;
+    }
+    tell_early_code();
+    let Some(who) = who() else { return };
+    if matches!(who, Who::Login { .. }) && !rights::extension_created() {
+        return;
+    }
+    trampoline::follow_transactions();
+    let (text, cut) = kept_message();
+    let mut pairs = "\"cause\": \"outside of a statement\"".to_owned();
+    if function != Oid::INVALID {
+        let name = serde_json::Value::from(identity::to_utf8(&identity::function_name(function)));
+        pairs = identity::speakable(&format!("{pairs}, \"function\": {name}")).into_owned();
+    }
+    let waits = who.waits();
+    let mut early = EarlyCode {
+        message,
+        when,
+        text: text.unwrap_or_default(),
+        detail: content::with(cut, Some(&pairs)).unwrap_or_default(),
+        who,
+        begun_at: identity::now(),
+        reserved: 0,
+    };
+    stand_by();
+    let bytes = early.event().size() + NAME_BYTES;
+    audit::reserve(bytes);
+    early.reserved = bytes;
+    EARLY.set(Some(early));
+    if waits == AuditWait::flush {
+        tell_early_code();
+        settle();
+    }
+}
+
+impl EarlyCode {
+    fn event(&self) -> Event<'_> {
+        self.who.fill(Event {
+            time: self.begun_at,
+            statement: (!self.text.is_empty()).then_some(&self.text),
+            detail: Some(self.detail.as_bytes()),
+            ..blank_event(Kind::Statement)
+        })
+    }
+
+    /// Waits for nothing and raises nothing.
+    fn tell(&self) {
+        TOLD.set(true);
+        EARLY_TOLD.set(self.message);
+        owe(audit::push_reserved(&self.event(), self.reserved), self.who.waits());
+    }
+}
+
+/// No statement came of what was noted. Waits for nothing and raises nothing.
+fn tell_early_code() {
+    if let Some(early) = EARLY.take() {
+        early.tell();
+    }
+}
+
+/// What was noted for the portal whose statement begins now: while the Bind or the simple query was processed that made
+/// it. But a simple query may be parsed and come to nothing, with another behind it.
+fn early_of_portal() -> Option<EarlyCode> {
+    let early = EARLY.take()?;
+    let its_own = crate::pg::portal::made_by()
+        .is_some_and(|(message, bound)| early.message == message && (bound || early.when == Early::Planning));
+    if its_own {
+        return Some(early);
+    }
+    early.tell();
+    None
+}
+
+/// The message has failed, and that is being told.
+fn early_failed() {
+    let early = EARLY.take();
+    match early {
+        Some(early) if early.message == identity::statement_start() => audit::release(early.reserved),
+        Some(early) => early.tell(),
+        None => (),
+    }
+}
+
 /// The transaction is about to commit or to be prepared. May wait, and raises when its rows can't be stored: then it
 /// aborts.
 pub fn before_commit() {
+    tell_early_code();
     let beyond = OPEN.with_borrow(|all| all.iter().any(Open::lacks_begun));
     if !beyond && audit::is_stored(OWED.get()) && TOLD.get() {
         return;
@@ -710,7 +826,10 @@ pub fn newest_utility() -> usize {
 ///
 /// With `failed` the error that comes next is its own. Without, there is none, and the next is another statement's.
 pub fn told_otherwise(key: usize, failed: bool) {
-    if let Some(open) = take(key) {
+    if let Some(mut open) = take(key) {
+        if let Some(early) = open.early.take() {
+            early.tell();
+        }
         audit::release(open.reserved);
         ERROR_TOLD.set(failed);
         TOLD.set(true);
@@ -779,7 +898,11 @@ fn tell_early_with(level: u32, text: &[u8], tag: &'static [u8], sqlstate: i32, d
         subtransaction: 0,
         reserved: 0,
         begun_told: false,
+        early: None,
     };
+    if level == 0 {
+        early_failed();
+    }
     whole.note_level();
     let event = Event {
         command_tag: (!tag.is_empty()).then_some(tag),
@@ -811,6 +934,9 @@ pub fn transaction_ends(end: TransactionEnd) {
         TransactionEnd::SubtransactionCommit | TransactionEnd::SubtransactionAbort => return,
         // A procedure that ends transactions while it runs is not over, but the queries that it had open are.
         _ if trampoline::depth() > 0 => return tell_those(|open| !open.is_utility, |_| audit::SUCCESSFUL),
+        _ => tell_early_code(),
+    }
+    match end {
         TransactionEnd::Commit => tell_all(audit::SUCCESSFUL),
         TransactionEnd::Abort => {
             let error = match LAST_ERROR.replace(0) {
@@ -821,6 +947,7 @@ pub fn transaction_ends(end: TransactionEnd) {
             let gave = |open: &Open| open.rows.is_some() && !open.ends_transaction;
             tell_those(|_| true, |open| if gave(open) { audit::SUCCESSFUL } else { error });
         }
+        _ => (),
     }
     TOLD.set(false);
     if end == TransactionEnd::Commit {
@@ -854,6 +981,7 @@ fn tell_those(which: impl Fn(&Open) -> bool, sqlstate: impl Fn(&Open) -> [u8; 5]
 
 /// The connection ends: statements that it cut off are told.
 pub fn connection_ends() {
+    tell_early_code();
     let error = LAST_ERROR.get();
     tell_all(if error == 0 {
         *b"08006"

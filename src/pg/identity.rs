@@ -90,6 +90,12 @@ pub fn sees_newest() -> bool {
     unsafe { pg_sys::XactIsoLevel <= pg_sys::XACT_READ_COMMITTED as i32 }
 }
 
+/// Whether a trigger is running.
+pub fn in_trigger() -> bool {
+    // SAFETY: returns a variable of the server's.
+    unsafe { pgrx::direct_function_call::<i32>(pg_sys::pg_trigger_depth, &[]) }.is_some_and(|depth| depth > 0)
+}
+
 /// Whether a failed transaction block waits for its ROLLBACK.
 pub fn in_failed_block() -> bool {
     // SAFETY: reads transaction state.

@@ -147,6 +147,13 @@ pub fn clients_text<'a>() -> &'a [u8] {
     }
 }
 
+/// When the client's message came that made the active portal, and whether that was a Bind; None when there is none.
+pub fn made_by() -> Option<(pg_sys::TimestampTz, bool)> {
+    // SAFETY: the active portal is valid.
+    let portal = unsafe { pg_sys::ActivePortal.as_ref() }?;
+    Some((portal.creation_time, !portal.cplan.is_null()))
+}
+
 /// Whether a setting's name, which may be null, is that of `impersonate.target`.
 ///
 /// # Safety

@@ -149,6 +149,16 @@ pub struct Course {
     pub tell_when_done: bool,
 }
 
+/// When code runs before a statement begins.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Early {
+    /// While values are read, or a query is parsed.
+    Reading,
+    /// While the client's query is planned.
+    Planning,
+}
+
 /// Ways that a transaction or a part of one ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TransactionEnd {
@@ -169,6 +179,9 @@ pub struct Handlers {
     pub refuse: fn(),
     /// Before a function that the protocol calls. May wait, and raises.
     pub called: fn(pg_sys::Oid),
+    /// Code is about to run before a statement begins, or without one: this function, or a query of one that isn't known.
+    /// May wait, and raises.
+    pub early: fn(pg_sys::Oid, Early),
     /// What the client is told in place of an error with this SQLSTATE, of a statement that hasn't begun. Raises nothing.
     pub refused_instead: fn(c_int) -> Option<super::guc::Refusal>,
     /// May raise.
@@ -213,6 +226,10 @@ static HANDLERS: Process<Option<&'static Handlers>> = Process(Cell::new(None));
 static WATCHING: Process<bool> = Process(Cell::new(false));
 static ROLLS_BACK_ALL: Process<bool> = Process(Cell::new(false));
 static DEPTH: Process<u32> = Process(Cell::new(0));
+/// The client's own query is being planned.
+static PLANNING: Process<bool> = Process(Cell::new(false));
+/// The transaction is past the point where the client's deferred triggers run.
+static COMMITTING: Process<bool> = Process(Cell::new(false));
 static NESTED: Process<bool> = Process(Cell::new(false));
 static PARTS: Process<Parts> = Process(Cell::new(Parts::NONE));
 static EXIT_REGISTERED: Process<bool> = Process(Cell::new(false));
@@ -379,9 +396,16 @@ unsafe extern "C-unwind" fn transaction_callback(event: pg_sys::XactEvent::Type,
         XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PRE_PREPARE,
     };
     match event {
-        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => (handlers().before_commit)(),
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => (handlers().transaction_ends)(TransactionEnd::Commit),
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
+            (handlers().before_commit)();
+            COMMITTING.0.set(true);
+        }
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => {
+            COMMITTING.0.set(false);
+            (handlers().transaction_ends)(TransactionEnd::Commit);
+        }
         XACT_EVENT_ABORT => {
+            COMMITTING.0.set(false);
             ROLLS_BACK_ALL.0.set(false);
             (handlers().transaction_ends)(TransactionEnd::Abort);
         }
@@ -438,12 +462,14 @@ unsafe extern "C-unwind" fn planner(
         if outer == 0 {
             check_identity();
         }
+        let outer_planning = PLANNING.0.replace(outer == 0);
         let mut planned = std::ptr::null_mut();
         DEPTH.0.set(outer + 1);
         with_undo(
             &mut || planned = plan(parse, query_string, cursor_options, params),
             &mut |code| {
                 DEPTH.0.set(outer);
+                PLANNING.0.set(outer_planning);
                 // The client's message, and not what a trigger runs while a transaction ends.
                 if outer == 0 && std::ptr::eq(query_string, pg_sys::debug_query_string) {
                     planning_failed(0, parse, query_string, code);
@@ -453,6 +479,7 @@ unsafe extern "C-unwind" fn planner(
             },
         );
         DEPTH.0.set(outer);
+        PLANNING.0.set(outer_planning);
         planned
     }
 }
@@ -467,7 +494,7 @@ unsafe extern "C-unwind" fn bare_call(function: pg_sys::Oid, query: *mut pg_sys:
     }
 }
 
-/// A function is about to be called outside of any portal: by the protocol, or by the planner.
+/// A function is about to be called outside of any portal: by the protocol, by the planner, or to read a value.
 ///
 /// # Safety
 /// Called where errors of the server may pass.
@@ -480,11 +507,52 @@ pub unsafe fn called(function: pg_sys::Oid) {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn function_called(function: pg_sys::Oid) {
-    if DEPTH.0.get() > 0 || !identity::calls_function() {
-        return (handlers().refuse)();
+    if DEPTH.0.get() == 0 && identity::calls_function() {
+        (handlers().check)(false);
+        return (handlers().called)(function);
     }
-    (handlers().check)(false);
-    (handlers().called)(function);
+    (handlers().refuse)();
+    // What the server has of its own does nothing to be told of, as long as it isn't volatile.
+    // SAFETY: a function that was looked up for its privileges.
+    let tells = || unsafe {
+        function.to_u32() >= pg_sys::FirstNormalObjectId
+            || pg_sys::func_volatile(function) as u8 == pg_sys::PROVOLATILE_VOLATILE
+    };
+    if is_early() && tells() {
+        early(function);
+    }
+}
+
+/// Whether what is about to run isn't part of a statement that has begun: a value's input function, or a function that
+/// the planner folds or asks for an estimate, may be anybody's code. Triggers that run as the transaction ends belong to
+/// statements from before.
+fn is_early() -> bool {
+    let (depth, planning) = (DEPTH.0.get(), PLANNING.0.get());
+    // SAFETY: reads variables of the server's.
+    let no_portal = unsafe { pg_sys::ActivePortal.is_null() };
+    no_portal
+        && (depth == 0 || (planning && depth == 1))
+        && !COMMITTING.0.get()
+        && !store::is_ours()
+        && super::version::is_client_backend()
+        && !identity::in_trigger()
+}
+
+fn early(function: pg_sys::Oid) {
+    let when = if PLANNING.0.get() {
+        Early::Planning
+    } else {
+        Early::Reading
+    };
+    (handlers().early)(function, when);
+}
+
+/// A query or utility statement is about to run that is inside of none.
+#[pg_guard]
+unsafe extern "C-unwind" fn runs_early() {
+    if is_early() {
+        early(pg_sys::Oid::INVALID);
+    }
 }
 
 #[pg_guard]
@@ -547,6 +615,7 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags:
         if outermost {
             query_begins(query, 0);
         } else {
+            runs_early();
             let parts = PARTS.0.get();
             let is_part = parts.include(query);
             if is_part && runs {
@@ -729,6 +798,9 @@ unsafe extern "C-unwind" fn process_utility(
         let nested =
             watched && !top && follows_nested() && context != ProcessUtilityContext::PROCESS_UTILITY_SUBCOMMAND;
         let told = top || nested;
+        if watched && !top {
+            runs_early();
+        }
         let mut course = Course {
             statement,
             tell_when_done: false,

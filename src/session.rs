@@ -187,7 +187,14 @@ pub static HANDLERS: Handlers = Handlers {
     role_shown,
     session_user_changes,
     session_user_changed: derive,
-    setting_changes: || in_force().map(|state| change_refusal(&state, "settings of impersonate")),
+    setting_changes: |ours| {
+        let what = if ours {
+            "settings of impersonate"
+        } else {
+            "settings of libraries and catalogs"
+        };
+        in_force().map(|state| change_refusal(&state, what))
+    },
     raise,
 };
 

@@ -161,8 +161,8 @@ pub struct Handlers {
     /// `session_authorization` takes a value, before core applies it. May raise only while in a transaction.
     pub session_user_changes: fn(),
     pub session_user_changed: fn(),
-    /// Why a setting of the product cannot be changed now, if it cannot (X4).
-    pub setting_changes: fn() -> Option<Refusal>,
+    /// Why a setting of the product, or another that is guarded, cannot be changed now, if it cannot (X4).
+    pub setting_changes: fn(ours: bool) -> Option<Refusal>,
     pub raise: fn(&Refusal) -> !,
 }
 
@@ -314,7 +314,7 @@ unsafe extern "C-unwind" fn check_target(
             return check_at_start(newval, extra, source);
         }
         // ALTER ROLE ... SET: it is judged when it is to count.
-        if source == GucSource::PGC_S_TEST && (handlers().setting_changes)().is_none() {
+        if source == GucSource::PGC_S_TEST && (handlers().setting_changes)(true).is_none() {
             return true;
         }
         match (handlers().target_wanted)(value) {
@@ -752,7 +752,19 @@ pub fn set_role(state: &RoleState, local: bool) {
     }
 }
 
-/// Puts a check on the product's other settings. In the postmaster, when they are all defined.
+/// Settings of the server's that cannot be changed while impersonating. With the first one on, our tables could be changed by
+/// way of the catalogs; the others say which libraries are loaded, and from where.
+pub fn guarded(name: &str) -> bool {
+    [
+        "allow_system_table_mods",
+        "dynamic_library_path",
+        "session_preload_libraries",
+        "local_preload_libraries",
+    ]
+    .contains(&name)
+}
+
+/// Puts a check on the product's other settings, and on those. In the postmaster, when they are all defined.
 pub fn guard_settings() {
     use pg_sys::config_type::{PGC_BOOL, PGC_ENUM, PGC_INT, PGC_REAL, PGC_STRING};
     for setting in version::all_settings() {
@@ -762,13 +774,21 @@ pub fn guard_settings() {
             let ours = name.to_bytes().starts_with(b"impersonate.")
                 && name != c"impersonate.target"
                 && name != c"impersonate.project";
-            // With the first one on, our tables could be changed by way of the catalogs; the second says where libraries
-            // are loaded from.
-            if !ours && name != c"allow_system_table_mods" && name != c"dynamic_library_path" {
+            if !ours && !name.to_str().is_ok_and(guarded) {
                 continue;
             }
             // A reset goes to the assign hook alone.
             match (*setting).vartype {
+                PGC_BOOL if !ours => {
+                    let setting = setting.cast::<pg_sys::config_bool>();
+                    (*setting).check_hook = Some(check_change_of_guarded::<bool>);
+                    (*setting).assign_hook = Some(assign_guarded::<bool>);
+                }
+                PGC_STRING if !ours => {
+                    let setting = setting.cast::<pg_sys::config_string>();
+                    (*setting).check_hook = Some(check_change_of_guarded::<*mut c_char>);
+                    (*setting).assign_hook = Some(assign_guarded::<*const c_char>);
+                }
                 PGC_BOOL => {
                     let setting = setting.cast::<pg_sys::config_bool>();
                     (*setting).check_hook = Some(check_change::<bool>);
@@ -816,30 +836,44 @@ pub fn guard_settings() {
 /// What is in force is judged again by the new list, before the next statement.
 unsafe extern "C-unwind" fn assign_exempt_roles(_new: *const c_char, _extra: *mut c_void) {
     // SAFETY: called as the server called us.
-    unsafe { changes() }
+    unsafe { changes(true) }
     super::changes::setting_changed();
 }
 
 unsafe extern "C-unwind" fn assign_change<T>(_new: T, _extra: *mut c_void) {
     // SAFETY: called as the server called us.
-    unsafe { changes() }
+    unsafe { changes(true) }
+}
+
+unsafe extern "C-unwind" fn assign_guarded<T>(_new: T, _extra: *mut c_void) {
+    // SAFETY: called as the server called us.
+    unsafe { changes(false) }
 }
 
 /// What comes without having passed the check: a reset, which is refused, or what nobody asked for now, a value that
 /// comes back as a transaction ends or one of a configuration file that was read again.
 #[pg_guard]
-unsafe extern "C-unwind" fn changes() {
+unsafe extern "C-unwind" fn changes(ours: bool) {
     if !identity::in_transaction() || identity::starting_parallel_worker() || identity::reading_configuration() {
         return;
     }
-    if let Some(refusal) = HANDLERS.0.get().and_then(|handlers| (handlers.setting_changes)()) {
+    if let Some(refusal) = HANDLERS.0.get().and_then(|handlers| (handlers.setting_changes)(ours)) {
         (handlers().raise)(&refusal);
     }
 }
 
 unsafe extern "C-unwind" fn check_change<T>(_new: *mut T, _extra: *mut *mut c_void, source: GucSource::Type) -> bool {
     // SAFETY: called as the server called us.
-    unsafe { may_change(source) }
+    unsafe { may_change(source, true) }
+}
+
+unsafe extern "C-unwind" fn check_change_of_guarded<T>(
+    _new: *mut T,
+    _extra: *mut *mut c_void,
+    source: GucSource::Type,
+) -> bool {
+    // SAFETY: called as the server called us.
+    unsafe { may_change(source, false) }
 }
 
 /// A pattern that is none is an error at once, where errors can be raised; else it is one when it is to be matched.
@@ -871,7 +905,7 @@ unsafe fn may_become(
 ) -> bool {
     // SAFETY: the caller's promise; the value is null or a string.
     unsafe {
-        if !may_change(source) {
+        if !may_change(source, true) {
             return false;
         }
         match (*new)
@@ -906,11 +940,11 @@ unsafe extern "C-unwind" fn check_list(
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn may_change(source: GucSource::Type) -> bool {
+unsafe extern "C-unwind" fn may_change(source: GucSource::Type, ours: bool) -> bool {
     if source < GucSource::PGC_S_INTERACTIVE || identity::starting_parallel_worker() {
         return true;
     }
-    match HANDLERS.0.get().and_then(|handlers| (handlers.setting_changes)()) {
+    match HANDLERS.0.get().and_then(|handlers| (handlers.setting_changes)(ours)) {
         Some(refusal) => refuse(&refusal),
         None => true,
     }

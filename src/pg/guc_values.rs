@@ -1,5 +1,6 @@
 //! The values of the session's settings, taken down and put back (S9), and a role's own settings (S8).
 
+use super::guc::guarded;
 use super::version;
 use pgrx::pg_sys::{self, GucContext, GucSource};
 use std::collections::HashMap;
@@ -194,7 +195,7 @@ pub fn apply(settings: &[(String, String)], superuser: bool, local: bool) {
     };
     for (name, value) in settings {
         let ours = name.to_ascii_lowercase();
-        if ours.starts_with("impersonate.") || ours == "role" || ours == "session_authorization" {
+        if ours.starts_with("impersonate.") || ours == "role" || ours == "session_authorization" || guarded(&ours) {
             continue;
         }
         if let (Ok(name), Ok(value)) = (CString::new(name.as_str()), CString::new(value.as_str())) {

@@ -4,7 +4,7 @@
 mod stage;
 
 use impersonate_server_tests::raw::error_in;
-use stage::{Session, Stage, PROTOCOLS};
+use stage::{Kind, Session, Stage, PROTOCOLS};
 
 /// The ways in which an impersonation that was begun in the transaction at hand can be over, with what is left in force.
 const ENDS: [&str; 5] = [
@@ -41,6 +41,79 @@ fn left_by(session: &mut Session, end: &str, inside: &[&str]) {
 }
 
 // ----------------------------------------------------------------------------------------------------------- settings ---
+
+/// Those that the target could set itself, for as long as it lasts: the ones for this database come before the others.
+#[test]
+fn s8_the_targets_settings_apply_while_it_lasts() {
+    let stage = Stage::new();
+    let database = stage.database();
+    stage.admin(&format!(
+        "ALTER ROLE <bob> SET work_mem = '77MB'; ALTER ROLE <bob> IN DATABASE {database} SET statement_timeout = '55s';
+         ALTER ROLE <bob> SET statement_timeout = '44s'; ALTER ROLE <bob> SET search_path = bobs, more;
+         ALTER ROLE <bob> SET app.colour = 'red'; ALTER ROLE <bob> SET log_statement = 'ddl';
+         ALTER ROLE <bob> SET role = '<grp>'; ALTER ROLE <bob> SET impersonate.reason = 'his'"
+    ));
+    let all = "SELECT concat_ws('|', current_setting('work_mem'), current_setting('statement_timeout'),
+                     current_setting('search_path'), COALESCE(current_setting('app.colour', true), ''),
+                     current_setting('log_statement'))";
+    for end in ENDS {
+        let mut session = stage.session();
+        session.ok("SET work_mem = '5MB'");
+        let before = session.value(all);
+        match end {
+            "COMMIT" => {
+                session.ok("BEGIN");
+                session.ok("SELECT setuser('<bob>', with_settings => true, local => true)");
+            }
+            "ROLLBACK" | "ROLLBACK TO before_it" => {
+                session.ok("BEGIN");
+                session.ok("SAVEPOINT before_it");
+                session.ok("SELECT setuser('<bob>', with_settings => true)");
+            }
+            _ => _ = session.ok("SELECT setuser('<bob>', with_settings => true)"),
+        }
+        session.is("bob");
+        assert_eq!(session.value(all), "77MB|55s|bobs, more|red|none", "{end}");
+        assert_eq!(session.value("SHOW role"), stage.name("bob"), "{end}");
+        assert_eq!(session.value("SHOW impersonate.reason"), "", "{end}");
+        session.ok("SET work_mem = '9MB'");
+        session.ok(end);
+        if end.starts_with("ROLLBACK TO") {
+            session.ok("COMMIT");
+        }
+        session.is_itself();
+        if end != "DISCARD ALL" {
+            assert_eq!(session.value(all), before, "{end}");
+        }
+    }
+    // Without being asked, and after a switch over without them, none.
+    let mut session = stage.session();
+    let before = session.value(all);
+    session.become_role("bob");
+    assert_eq!(session.value(all), before);
+    session.ok("SELECT setuser('<bob>', with_settings => true)");
+    session.ok("SELECT setuser('<bob>')");
+    assert_ne!(session.value("SHOW work_mem"), "77MB");
+}
+
+/// What cannot be changed while impersonating is passed over.
+#[test]
+fn s8_a_superusers_settings_of_libraries_are_passed_over() {
+    let stage = Stage::new();
+    Kind::Superuser.empower(&stage);
+    stage.admin(
+        "ALTER ROLE <bob> SET dynamic_library_path = '/tmp'; ALTER ROLE <bob> SET \"Allow_System_Table_Mods\" = on;
+         ALTER ROLE <bob> SET log_statement = 'ddl'",
+    );
+    let mut session = stage.session();
+    let before = session.value("SHOW dynamic_library_path");
+    session.ok("SELECT setuser('<bob>', with_settings => true)");
+    assert_eq!(session.value("SHOW log_statement"), "ddl");
+    assert_eq!(session.value("SHOW dynamic_library_path"), before);
+    assert_eq!(session.value("SHOW allow_system_table_mods"), "off");
+    session.ok("SELECT setuser()");
+    session.is_itself();
+}
 
 #[test]
 fn s9_a_setting_that_was_local_before_is_local_again() {

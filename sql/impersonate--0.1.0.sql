@@ -944,7 +944,8 @@ COMMENT ON FUNCTION impersonate.remove_project_member(text, regrole) IS
 CREATE FUNCTION impersonate.set_project(project text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    self CONSTANT oid := session_user::regrole;
+    -- By its name as it is: a cast to regrole would fold its letters.
+    self CONSTANT oid := (SELECT r.oid FROM pg_roles r WHERE r.rolname = session_user);
     mark CONSTANT text := impersonate.stamp_role(self);
 BEGIN
     UPDATE impersonate.project_member m SET current = false WHERE m.role = self AND m.current;
@@ -1113,3 +1114,46 @@ CREATE FUNCTION impersonate.help(OUT name text, OUT kind text, OUT meaning text,
      ORDER BY line.place
 $help$;
 COMMENT ON FUNCTION impersonate.help() IS 'what there is: each function, view, table and setting, what it means, and an example';
+
+---------------------------------------------------------------------------------------------------------------------
+-- Default privileges of whoever creates the extension are for what they make themselves. Nobody gets anything of this
+-- but what is meant for them.
+---------------------------------------------------------------------------------------------------------------------
+DO $$
+DECLARE
+    statement pg_catalog.text;
+BEGIN
+    FOR statement IN
+        SELECT pg_catalog.format('REVOKE ALL ON %s %s FROM %s CASCADE', m.kind, m.name,
+                                 CASE a.grantee WHEN 0 THEN 'PUBLIC'
+                                      ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END)
+          FROM (SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind,
+                       c.oid::pg_catalog.regclass::text AS name, c.relowner AS owner, c.relacl AS acl,
+                       CASE WHEN c.relname IN ('grants', 'active', 'projects') THEN 0
+                            WHEN c.relname IN ('audit_spool', 'active_nodes', 'audit_status', 'audit_metrics',
+                                               'node_metrics') THEN 'pg_read_all_stats'::regrole::oid END AS meant_for,
+                       'SELECT' AS meant
+                  FROM pg_catalog.pg_class c
+                 WHERE c.relnamespace = 'impersonate'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S')
+                UNION ALL
+                SELECT CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
+                       p.oid::pg_catalog.regprocedure::text, p.proowner, p.proacl,
+                       CASE WHEN p.proname IN ('audit_spools', 'audit_queues') THEN 'pg_read_all_stats'::regrole::oid
+                            ELSE 0 END,
+                       'EXECUTE'
+                  FROM pg_catalog.pg_proc p
+                 WHERE p.pronamespace = 'impersonate'::regnamespace) m,
+               LATERAL pg_catalog.aclexplode(m.acl) a
+         WHERE a.grantee <> m.owner AND (a.grantee IS DISTINCT FROM m.meant_for OR a.privilege_type <> m.meant
+                                         OR a.is_grantable)
+         GROUP BY 1
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+END
+$$;
+-- What was taken with the rest of it.
+GRANT SELECT ON impersonate.grants, impersonate.active, impersonate.projects TO PUBLIC;
+GRANT SELECT ON impersonate.audit_spool, impersonate.active_nodes, impersonate.audit_status, impersonate.audit_metrics,
+    impersonate.node_metrics TO pg_read_all_stats;
+GRANT EXECUTE ON FUNCTION impersonate.audit_spools, impersonate.audit_queues TO pg_read_all_stats;

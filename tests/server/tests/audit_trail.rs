@@ -1356,3 +1356,49 @@ fn l8_default_privileges_give_nobody_a_part_of_the_audit() {
         .get(0);
     assert_eq!(partitions, 1);
 }
+
+/// Nor does whoever makes everything theirs mean the rights, or what is made of them.
+#[test]
+fn g7_default_privileges_give_nobody_a_part_of_the_extension() {
+    let cluster = Cluster::start_new();
+    let privileges = |database: &str, defaults: &str| -> Vec<String> {
+        let database = cluster.empty_database(database);
+        let mut admin = database.connect("postgres");
+        admin.batch_execute(defaults).unwrap();
+        admin.batch_execute("CREATE EXTENSION impersonate").unwrap();
+        let rows = admin
+            .query(
+                "SELECT format('%s: %s may %s%s', m.name, COALESCE(NULLIF(a.grantee, 0)::regrole::text, 'everybody'),
+                               a.privilege_type, CASE WHEN a.is_grantable THEN ' and grant it' END)
+                   FROM (SELECT oid::regclass::text, COALESCE(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::\"char\", relowner))
+                           FROM pg_class WHERE relnamespace = 'impersonate'::regnamespace AND relkind <> 'i'
+                         UNION ALL
+                         SELECT oid::regprocedure::text, COALESCE(proacl, acldefault('f', proowner))
+                           FROM pg_proc WHERE pronamespace = 'impersonate'::regnamespace) m(name, acl),
+                        aclexplode(m.acl) a ORDER BY 1",
+                &[],
+            )
+            .unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    let plain = privileges("plain", "CREATE ROLE app");
+    assert!(
+        plain
+            .iter()
+            .any(|line| line == "impersonate.grants: everybody may SELECT"),
+        "{plain:#?}"
+    );
+    let mut defaults = String::new();
+    for who in [
+        "app WITH GRANT OPTION",
+        "PUBLIC",
+        "pg_read_all_stats WITH GRANT OPTION",
+        "pg_monitor",
+    ] {
+        for what in ["TABLES", "SEQUENCES", "FUNCTIONS"] {
+            defaults += &format!("ALTER DEFAULT PRIVILEGES GRANT ALL ON {what} TO {who};");
+        }
+    }
+    let generous = privileges("generous", &defaults);
+    assert_eq!(generous, plain);
+}

@@ -194,6 +194,26 @@ fn d3_superusers_manage_members_choose_and_nobody_does_while_impersonating() {
 }
 
 #[test]
+fn d3_a_role_of_nearly_the_same_name_chooses_for_itself_alone() {
+    let stage = prepared();
+    let capital = stage.name("bob").to_uppercase();
+    stage.admin(&format!("CREATE ROLE \"{capital}\" LOGIN"));
+    let mut session = stage.session();
+    session.become_role("bob");
+    let mut other = stage.session_of(&capital);
+    other.ok("SELECT impersonate.set_project(NULL)");
+    refused(&mut session, "SELECT * FROM <s>.outside");
+    other.fails("42501", "SELECT impersonate.set_project('<s>')");
+    stage.admin(&format!(
+        "SELECT impersonate.add_project_member('<s>', '\"{capital}\"')"
+    ));
+    other.ok("SELECT impersonate.set_project('<s>')");
+    let chose = stage.look("SELECT current_for::text FROM impersonate.projects WHERE name = '<s>'");
+    assert_eq!(chose, [[Some(format!("{{{capital},{}}}", stage.name("bob")))]]);
+    stage.admin(&format!("DROP ROLE \"{capital}\""));
+}
+
+#[test]
 fn d3_a_superuser_as_target_is_limited_too() {
     let stage = prepared();
     stage.admin("ALTER ROLE <imp> SUPERUSER; ALTER ROLE <bob> SUPERUSER");

@@ -500,7 +500,20 @@ impl Verification {
 fn left_over(suspect: &Suspect, end: Option<&End>) -> Finding {
     let id = suspect.id;
     let Some(bad) = &suspect.row else {
-        return removed(id, suspect.gap_to);
+        return match end {
+            Some(end) if end.stored_id < id => Finding {
+                first_bad: Some(suspect.gap_to + 1),
+                damage: Damage::PutIn,
+                detail: format!(
+                    "row {} was put in: the writer stored none behind row {}",
+                    suspect.gap_to + 1,
+                    end.stored_id
+                ),
+            },
+            // What is behind the gap may have been put in as well.
+            Some(end) => removed(id, suspect.gap_to.min(end.stored_id)),
+            None => removed(id, suspect.gap_to),
+        };
     };
     if suspect.rows == 0 && end.is_some_and(|end| end.stored_id < id) {
         return Finding {
@@ -686,6 +699,19 @@ mod tests {
         let last = rows[9].chained();
         rows.push(row(11, "forged with care", &last));
         assert!(verify(rows, end).starts_with("11 put in: row 11 was put in"));
+
+        // Far behind the last, and with rows removed before it.
+        for removed in 0..3 {
+            let (mut rows, end) = chain();
+            rows.truncate(10 - removed);
+            rows.push(row(5000, "forged", &[1; 32]));
+            let said = match removed {
+                0 => "5000 put in: row 5000 was put in: the writer stored none behind row 10",
+                1 => "10 removed: row 10 was removed",
+                _ => "9 removed: rows 9 to 10 were removed",
+            };
+            assert_eq!(verify(rows, end), said);
+        }
 
         for first in [true, false] {
             let (mut rows, end) = chain();

@@ -122,7 +122,16 @@ pub(super) static TARGET: Target = Target {
         (c"hash", BYTEA),
     ],
     partitioned: c"RANGE (event_time)",
-    insert: c"INSERT INTO impersonate.audit SELECT a.* FROM pg_catalog.unnest($1) AS a",
+    // What somebody adds to them gets its default.
+    insert: c"INSERT INTO impersonate.audit (
+        event_id, event_time, event, user_name, session_user_name, role_name, impersonation_id, database, node,
+        pid, session_id, application_name, client_addr, command_tag, statement, parameters, relations,
+        row_count, duration, sqlstate, grant_id, reason, detail, hash)
+        SELECT
+        a.event_id, a.event_time, a.event, a.user_name, a.session_user_name, a.role_name, a.impersonation_id,
+        a.database, a.node, a.pid, a.session_id, a.application_name, a.client_addr, a.command_tag, a.statement,
+        a.parameters, a.relations, a.row_count, a.duration, a.sqlstate, a.grant_id, a.reason, a.detail, a.hash
+          FROM pg_catalog.unnest($1) AS a",
     newest: c"SELECT event_id, hash FROM impersonate.audit ORDER BY event_id DESC LIMIT 1",
 };
 

@@ -135,7 +135,7 @@ impl Heap {
 }
 
 /// An INSERT into it does nothing but storing rows: no trigger that fires in a replica's role, no rule, no check, nothing
-/// generated.
+/// generated, no default.
 unsafe fn is_plain(relation: pg_sys::Relation) -> bool {
     // SAFETY: the relation is open, so what it points to stays.
     unsafe {
@@ -146,7 +146,9 @@ unsafe fn is_plain(relation: pg_sys::Relation) -> bool {
         is_heap
             && !form.relhasrules
             && !form.relrowsecurity
-            && constraints.is_none_or(|constraints| constraints.num_check == 0 && !constraints.has_generated_stored)
+            && constraints.is_none_or(|constraints| {
+                constraints.num_check == 0 && constraints.num_defval == 0 && !constraints.has_generated_stored
+            })
             && (*relation).trigdesc.as_ref().is_none_or(|triggers| {
                 (0..triggers.numtriggers as usize)
                     .map(|at| (*triggers.triggers.add(at)).tgenabled as u8)

@@ -1402,3 +1402,36 @@ fn g7_default_privileges_give_nobody_a_part_of_the_extension() {
     let generous = privileges("generous", &defaults);
     assert_eq!(generous, plain);
 }
+
+/// Whatever else somebody keeps in the table's rows, it doesn't keep the writer from storing them.
+#[test]
+fn l6_a_column_that_somebody_adds_gets_its_default() {
+    let cluster = Cluster::start_new();
+    let database = cluster.database("added");
+    let mut admin = database.connect("postgres");
+    admin
+        .batch_execute(
+            "CREATE ROLE bob LOGIN; SELECT setuser('bob'); SELECT 1; SELECT setuser(); SELECT impersonate.audit_sync();
+             ALTER TABLE impersonate.audit ADD stored_at timestamptz DEFAULT clock_timestamp(),
+                 ADD kept_for integer NOT NULL DEFAULT 7, ADD number bigserial",
+        )
+        .unwrap_or_else(|error| panic!("{error:?}"));
+    admin
+        .batch_execute("SELECT setuser('bob'); SELECT 2; SELECT setuser()")
+        .unwrap();
+    admin.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    let rows = admin
+        .query_one(
+            "SELECT count(*), count(stored_at), sum(kept_for), count(number) FROM impersonate.audit
+              WHERE event_id > (SELECT min(event_id) FROM impersonate.audit WHERE event = 'RESETUSER')",
+            &[],
+        )
+        .unwrap();
+    let counts: Vec<i64> = (0..4).map(|column| rows.get(column)).collect();
+    assert_eq!(counts, [3, 3, 21, 3]);
+    let ok: bool = admin
+        .query_one("SELECT ok FROM impersonate.audit_verify()", &[])
+        .unwrap()
+        .get(0);
+    assert!(ok);
+}

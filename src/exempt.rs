@@ -13,8 +13,12 @@ pub fn why(impersonator: Oid, target: Oid) -> Option<String> {
     if impersonator == target {
         return None;
     }
-    // A list that can't be read exempts nobody, and was refused when it was set.
-    let entries = exempt::entries(&list).unwrap_or_default();
+    // It was there when the server started, or it would have been refused.
+    let Some(entries) = exempt::entries(&list) else {
+        return Some(
+            "The list in setting \"impersonate.exempt_roles\" cannot be read, so everybody is exempt.".to_owned(),
+        );
+    };
     [impersonator, target].into_iter().find_map(|role| {
         let entry = entries.iter().find(|entry| covers(entry, role))?;
         let name = identity::to_utf8(&identity::role_name(role).unwrap_or_default());

@@ -814,6 +814,12 @@ pub fn guard_settings() {
                         (*setting).flags |= pg_sys::GUC_LIST_INPUT as i32;
                     }
                     let setting = setting.cast::<pg_sys::config_string>();
+                    // What the server starts with is there already.
+                    if name == c"impersonate.require_reason" {
+                        warn_at_start(*(*setting).variable, pattern_refused);
+                    } else if name == c"impersonate.exempt_roles" {
+                        warn_at_start(*(*setting).variable, list_refused);
+                    }
                     (*setting).check_hook = Some(if name == c"impersonate.require_reason" {
                         check_pattern
                     } else if name == c"impersonate.exempt_roles" {
@@ -830,6 +836,20 @@ pub fn guard_settings() {
                 _ => (),
             }
         }
+    }
+}
+
+/// The server's log is told of a value that can't be read: by that nobody impersonates.
+unsafe fn warn_at_start(value: *const c_char, takes: fn(&[u8]) -> Result<(), Refusal>) {
+    // SAFETY: the value is null or a string.
+    let value = unsafe { value.as_ref().map(|value| CStr::from_ptr(value)) };
+    if let Some(Err(refusal)) = value.map(|value| takes(value.to_bytes())) {
+        pgrx::ereport!(
+            pgrx::PgLogLevel::WARNING,
+            refusal.sqlstate,
+            refusal.message,
+            "Nobody can impersonate until it is mended."
+        );
     }
 }
 
@@ -876,7 +896,8 @@ unsafe extern "C-unwind" fn check_change_of_guarded<T>(
     unsafe { may_change(source, false) }
 }
 
-/// A pattern that is none is an error at once, where errors can be raised; else it is one when it is to be matched.
+/// A pattern that is none is refused. Without a database, as in the postmaster, what bytes beyond ASCII mean isn't known
+/// yet: it is an error when it is to be matched, then.
 #[pg_guard]
 unsafe extern "C-unwind" fn check_pattern(
     new: *mut *mut c_char,
@@ -884,13 +905,19 @@ unsafe extern "C-unwind" fn check_pattern(
     source: GucSource::Type,
 ) -> bool {
     // SAFETY: the hook's own arguments.
-    unsafe {
-        may_become(new, source, |pattern| {
-            if identity::in_transaction() && !identity::starting_parallel_worker() {
-                super::regex::matches(pattern, b"");
-            }
-            Ok(())
-        })
+    unsafe { may_become(new, source, pattern_refused) }
+}
+
+fn pattern_refused(pattern: &[u8]) -> Result<(), Refusal> {
+    let readable = pattern.is_ascii() || identity::database() != Oid::INVALID;
+    match super::regex::error_in(pattern).filter(|_| readable) {
+        None => Ok(()),
+        Some(error) => Err(Refusal {
+            sqlstate: pgrx::PgSqlErrorCode::ERRCODE_INVALID_REGULAR_EXPRESSION,
+            message: format!("invalid regular expression in setting \"impersonate.require_reason\": {error}"),
+            detail: None,
+            hint: None,
+        }),
     }
 }
 
@@ -926,16 +953,18 @@ unsafe extern "C-unwind" fn check_list(
     source: GucSource::Type,
 ) -> bool {
     // SAFETY: the hook's own arguments.
-    unsafe {
-        may_become(new, source, |list| match super::exempt::entries(list) {
-            Some(_) => Ok(()),
-            None => Err(Refusal {
-                sqlstate: pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                message: "invalid list of roles for setting \"impersonate.exempt_roles\"".to_owned(),
-                detail: None,
-                hint: Some("SET impersonate.exempt_roles = 'role, \"Role\", owner, bypassrls';".to_owned()),
-            }),
-        })
+    unsafe { may_become(new, source, list_refused) }
+}
+
+fn list_refused(list: &[u8]) -> Result<(), Refusal> {
+    match super::exempt::entries(list) {
+        Some(_) => Ok(()),
+        None => Err(Refusal {
+            sqlstate: pgrx::PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            message: "invalid list of roles for setting \"impersonate.exempt_roles\"".to_owned(),
+            detail: None,
+            hint: Some("SET impersonate.exempt_roles = 'role, \"Role\", owner, bypassrls';".to_owned()),
+        }),
     }
 }
 

@@ -1,0 +1,110 @@
+//! What stands in configuration files, and comes to processes and at moments that have no client to refuse it to.
+
+use impersonate_server_tests::{fails_with, wait_until, Cluster};
+use postgres::Client;
+
+fn value(client: &mut Client, query: &str) -> String {
+    client.query_one(query, &[]).unwrap().get(0)
+}
+
+/// With the extension, and alice who may act as bob.
+fn cast(cluster: &Cluster) {
+    cluster
+        .connect("postgres", "postgres")
+        .batch_execute(
+            "CREATE EXTENSION impersonate; CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN;
+             GRANT \"SET USER\" (bob) TO alice",
+        )
+        .unwrap();
+}
+
+/// A list that can't be read says nothing of whom it was to leave alone. The server starts, and tells its log.
+#[test]
+fn a_list_of_exempt_roles_that_is_none_as_the_server_starts_exempts_everybody() {
+    let mut cluster = Cluster::start_new();
+    cast(&cluster);
+    cluster.set("impersonate.exempt_roles", "nobody, \"bob");
+    let before = cluster.log().len();
+    cluster.restart();
+    let log = cluster.log()[before..].to_owned();
+    let warning = "WARNING:  invalid list of roles for setting \"impersonate.exempt_roles\"";
+    assert_eq!(log.matches(warning).count(), 1, "{log}");
+    for who in ["alice", "postgres"] {
+        let mut client = cluster.connect(who, "postgres");
+        let error = fails_with("42501", client.simple_query("SELECT setuser('bob')"));
+        let detail = error.detail.unwrap_or_default();
+        assert!(detail.contains("impersonate.exempt_roles"), "{detail}");
+        // Oneself is always allowed (S5).
+        client.simple_query(&format!("SELECT setuser('{who}')")).unwrap();
+    }
+    // Mended, it counts again.
+    cluster.set("impersonate.exempt_roles", "nobody");
+    cluster.reload();
+    wait_until("the list is in force", || {
+        value(
+            &mut cluster.connect("postgres", "postgres"),
+            "SHOW impersonate.exempt_roles",
+        ) == "nobody"
+    });
+    cluster
+        .connect("alice", "postgres")
+        .simple_query("SELECT setuser('bob')")
+        .unwrap();
+}
+
+/// A pattern that is none is refused when the file is read, which ends nobody's transaction.
+#[test]
+fn a_pattern_that_is_none_in_a_file_that_is_read_again_fails_no_transaction() {
+    let cluster = Cluster::start_new();
+    cast(&cluster);
+    let mut plain = cluster.connect("postgres", "postgres");
+    plain.batch_execute("BEGIN").unwrap();
+    let mut alice = cluster.connect("alice", "postgres");
+    alice.batch_execute("SELECT setuser('bob')").unwrap();
+    alice.batch_execute("BEGIN").unwrap();
+    cluster.set("impersonate.require_reason", "(");
+    // Read in the same turn, so that it is known when it was.
+    cluster.set("work_mem", "4567kB");
+    cluster.reload();
+    for client in [&mut plain, &mut alice] {
+        wait_until("the file was read", || {
+            value(client, "SELECT current_setting('work_mem')") == "4567kB"
+        });
+        assert_eq!(
+            value(client, "SELECT current_setting('impersonate.require_reason')"),
+            ""
+        );
+        client.batch_execute("COMMIT").unwrap();
+    }
+    assert!(cluster
+        .log()
+        .contains("setting \"impersonate.require_reason\": parentheses () not balanced"));
+    // Whoever looks what is wrong with the file is told.
+    let error = "SELECT error FROM pg_file_settings WHERE name = 'impersonate.require_reason'";
+    value(&mut plain, error);
+    // Elsewhere it is refused as it is set.
+    for sql in [
+        "SET impersonate.require_reason = '('",
+        "ALTER ROLE bob SET impersonate.require_reason = '[z-a]'",
+        "ALTER SYSTEM SET impersonate.require_reason = 'a{2,1}'",
+    ] {
+        fails_with("2201B", plain.batch_execute(sql));
+    }
+    plain
+        .batch_execute("SET impersonate.require_reason = '^[A-Zäöü]+-\\d+$'")
+        .unwrap();
+}
+
+/// One that is there when the server starts lets nobody pass.
+#[test]
+fn a_pattern_that_is_none_as_the_server_starts_lets_nobody_impersonate() {
+    let mut cluster = Cluster::start_new();
+    cast(&cluster);
+    cluster.set("impersonate.require_reason", "(");
+    cluster.restart();
+    assert!(cluster
+        .log()
+        .contains("WARNING:  invalid regular expression in setting \"impersonate.require_reason\": parentheses"));
+    let mut client = cluster.connect("alice", "postgres");
+    fails_with("2201B", client.simple_query("SELECT setuser('bob', reason => '(')"));
+}

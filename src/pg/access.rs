@@ -2,8 +2,8 @@
 //! privileges. Looked at where the server checks privileges, so at each statement, in functions as well.
 
 use super::guc::{name_text, Refusal, TargetState};
-use super::nodes::list_pointers;
-use super::{own_objects, rights, store, trampoline, version};
+use super::nodes::{list_pointers, tag};
+use super::{own_objects, own_schema, rights, store, trampoline, version};
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::{pg_guard, FromDatum, PgSqlErrorCode};
 use std::cell::{Cell, RefCell};
@@ -364,6 +364,15 @@ fn qualified(relation: Oid) -> String {
 
 fn refuse_outside(project: &Project, relation: Oid, state: &TargetState) {
     let name = qualified(relation);
+    let cure = format!(
+        "A superuser can add it: SELECT impersonate.add_to_project({}, {});",
+        impersonate_policy::quote_literal(&project.name),
+        impersonate_policy::quote_literal(&name)
+    );
+    refuse_name(project, &name, cure, state);
+}
+
+fn refuse_name(project: &Project, name: &str, cure: String, state: &TargetState) {
     raise(&Refusal {
         sqlstate: PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
         message: format!("relation \"{name}\" is not in project \"{}\"", project.name),
@@ -371,11 +380,7 @@ fn refuse_outside(project: &Project, relation: Oid, state: &TargetState) {
             "While role \"{}\" is impersonated, only its current project can be used.",
             name_text(&state.target_name)
         )),
-        hint: Some(format!(
-            "A superuser can add it: SELECT impersonate.add_to_project({}, {});",
-            impersonate_policy::quote_literal(&project.name),
-            impersonate_policy::quote_literal(&name)
-        )),
+        hint: Some(cure),
     });
 }
 
@@ -685,11 +690,74 @@ pub fn concerns(kind: pg_sys::NodeTag) -> bool {
             | T_ClusterStmt
             | T_ReindexStmt
             | T_RefreshMatViewStmt
+            | T_CreateTableAsStmt
+            | T_ExplainStmt
     )
+}
+
+/// A relation that a statement would make and fill; what is made empty can't be written before it is in the project.
+unsafe fn filled(statement: *mut pg_sys::Node) -> Option<*const pg_sys::RangeVar> {
+    // SAFETY: the caller's statement; each node is tested for its tag.
+    unsafe {
+        match tag(statement)? {
+            pg_sys::NodeTag::T_CreateTableAsStmt => {
+                let into = &*(*statement.cast::<pg_sys::CreateTableAsStmt>()).into;
+                let temporary = (*into.rel).relpersistence as u8 == pg_sys::RELPERSISTENCE_TEMP;
+                (!into.skipData && !temporary).then_some(into.rel.cast_const())
+            }
+            pg_sys::NodeTag::T_ExplainStmt => {
+                let query = (*statement.cast::<pg_sys::ExplainStmt>()).query;
+                if tag(query)? != pg_sys::NodeTag::T_Query {
+                    return None;
+                }
+                filled((*query.cast::<pg_sys::Query>()).utilityStmt)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Refuses to write to a new relation outside of the target's project.
+unsafe fn fills(relation: *const pg_sys::RangeVar) {
+    let Some(state) = limits() else { return };
+    let Some(project) = project_of(state.target) else {
+        return;
+    };
+    let Some(user) = acting() else { return };
+    // SAFETY: the caller's node; catalog look-ups. A schema that isn't there is the server's to tell of.
+    unsafe {
+        let schema = own_schema::schema_or_current((*relation).schemaname);
+        if !is_targets(&state, user)
+            || schema == Oid::INVALID
+            || pg_sys::isTempNamespace(schema)
+            || project.schemas.contains(&schema)
+        {
+            return;
+        }
+        let schema_name = pg_sys::get_namespace_name(schema);
+        if schema_name.is_null() {
+            return;
+        }
+        let text =
+            |name: *const std::ffi::c_char| super::identity::to_utf8(CStr::from_ptr(name).to_bytes()).to_string();
+        let cure = format!(
+            "A superuser can add the schema: SELECT impersonate.add_schema_to_project({}, {});",
+            impersonate_policy::quote_literal(&project.name),
+            impersonate_policy::quote_literal(&text(pg_sys::quote_identifier(schema_name)))
+        );
+        let name = text(pg_sys::quote_qualified_identifier(schema_name, (*relation).relname));
+        refuse_name(&project, &name, cure, &state);
+    }
 }
 
 /// What a utility statement names.
 pub fn utility_begins(utility: &trampoline::Utility) {
+    // SAFETY: the statement stays while this runs.
+    unsafe {
+        if let Some(relation) = filled((*utility.statement).utilityStmt) {
+            fills(relation);
+        }
+    }
     // SAFETY: the statement stays while this runs.
     relations_named(&|| unsafe {
         let statement = (*utility.statement).utilityStmt;
@@ -716,7 +784,7 @@ pub fn utility_begins(utility: &trampoline::Utility) {
 unsafe fn locks(statement: *mut pg_sys::Node) -> Takes {
     // SAFETY: the caller's statement, tested for its tag.
     let mode = unsafe {
-        if super::nodes::tag(statement) != Some(pg_sys::NodeTag::T_LockStmt) {
+        if tag(statement) != Some(pg_sys::NodeTag::T_LockStmt) {
             return Takes::Any;
         }
         (*statement.cast::<pg_sys::LockStmt>()).mode

@@ -144,7 +144,10 @@ unsafe fn named(names: *mut pg_sys::List) -> Option<String> {
 }
 
 /// The schema of that name, or the one in which things are created now.
-unsafe fn schema_or_current(name: *const c_char) -> Oid {
+///
+/// # Safety
+/// `name` is null or a string.
+pub(super) unsafe fn schema_or_current(name: *const c_char) -> Oid {
     // SAFETY: look-ups with missing_ok; the list is of OIDs and a copy.
     unsafe {
         if !name.is_null() {

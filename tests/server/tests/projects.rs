@@ -114,6 +114,50 @@ fn d3_only_the_project_can_be_used_by_whatever_statement() {
     assert_eq!(session.value("SHOW impersonate.project"), "");
 }
 
+/// What is read of the project is not written anywhere else.
+#[test]
+fn d3_a_new_relation_is_filled_only_in_a_schema_of_the_project() {
+    let stage = prepared();
+    stage.admin(
+        "GRANT CREATE ON SCHEMA <s> TO <bob>; CREATE SCHEMA <s>_in AUTHORIZATION <bob>;
+         SELECT impersonate.add_schema_to_project('<s>', '<s>_in')",
+    );
+    let mut session = stage.session();
+    session.become_role("bob");
+    session.ok("PREPARE p AS SELECT * FROM <s>.inside");
+    for sql in [
+        "CREATE TABLE <s>.copied AS SELECT * FROM <s>.inside",
+        "CREATE TABLE <s>.copied AS TABLE <s>.inside WITH DATA",
+        "CREATE TABLE IF NOT EXISTS <s>.copied AS VALUES (1)",
+        "CREATE UNLOGGED TABLE <s>.copied AS SELECT 1 AS a",
+        "CREATE TABLE <s>.copied AS EXECUTE p",
+        "SELECT * INTO <s>.copied FROM <s>.inside",
+        "CREATE MATERIALIZED VIEW <s>.copied AS SELECT * FROM <s>.inside",
+        "EXPLAIN (ANALYZE) CREATE TABLE <s>.copied AS SELECT * FROM <s>.inside",
+        "DO $$ BEGIN CREATE TABLE <s>.copied AS SELECT * FROM <s>.inside; END $$",
+        "SET search_path = <s>; CREATE TABLE copied AS SELECT 1 AS a",
+    ] {
+        refused(&mut session, sql);
+    }
+    for sql in [
+        "CREATE TABLE <s>_in.copied AS SELECT * FROM <s>.inside",
+        "SELECT * INTO <s>_in.other FROM <s>.inside",
+        "CREATE MATERIALIZED VIEW <s>_in.view AS SELECT * FROM <s>.inside",
+        "SET search_path = <s>_in, <s>; CREATE TABLE another AS SELECT 1 AS a",
+        "CREATE TEMP TABLE copied AS SELECT * FROM <s>.inside",
+        "CREATE TABLE pg_temp.one_more AS SELECT * FROM <s>.inside",
+        "EXPLAIN (ANALYZE) CREATE TEMP TABLE explained AS SELECT * FROM <s>.inside",
+        "SELECT * FROM <s>_in.copied, <s>_in.other, <s>_in.view, another, pg_temp.copied, one_more",
+        "CREATE TABLE <s>.empty AS SELECT * FROM <s>.inside WITH NO DATA",
+        "SET search_path = <s>_nowhere",
+    ] {
+        session.ok(sql);
+    }
+    session.fails("3F000", "CREATE TABLE copied AS SELECT 1 AS a");
+    session.fails("3F000", "CREATE TABLE <s>_nowhere.copied AS SELECT 1 AS a");
+    refused(&mut session, "SELECT * FROM <s>.empty");
+}
+
 #[test]
 fn d3_what_the_target_makes_is_the_targets_own() {
     let stage = prepared();

@@ -4,7 +4,7 @@ use crate::audit::{self, Event, Kind};
 use crate::pg::guc::{name_bytes, name_cstring, name_of, Refusal, TargetState};
 use crate::pg::role_lock::Switching;
 use crate::pg::roles::Catalogs;
-use crate::pg::{changes, identity, portal};
+use crate::pg::{changes, identity, portal, version as pg_version};
 use crate::session::{self, Cause, Switch};
 use crate::target::{self, shown};
 use crate::{exempt, guard, settings, statements, version};
@@ -112,6 +112,16 @@ fn given_reason(request: &Request) -> Option<Vec<u8>> {
 fn start(door: &Door, target: &[u8], request: &Request, reason: Option<&[u8]>, at_start: bool) -> TargetState {
     // Raised, and not on record: the record's form is the other version's as well.
     version::require_same();
+    // Its commands are no statements: what they do, up to a copy of everything, would not be on record.
+    if pg_version::is_walsender() {
+        let refusal = refusal(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "replication connections cannot impersonate".to_owned(),
+            Some("Commands of the replication protocol would not be in the audit.".to_owned()),
+            Some("Connect without replication=database.".to_owned()),
+        );
+        deny(door, Some(target), &refusal, reason);
+    }
     let shown_target = shown(target);
     if settings::local_only() && !request.local {
         let refusal = refusal(

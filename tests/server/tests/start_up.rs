@@ -244,6 +244,28 @@ fn d5_replication_connections_refuse_it() {
     assert!(refused.is_err());
 }
 
+/// Whose commands are no statements, and so are not on record (L3).
+#[test]
+fn d5_replication_connections_have_no_door() {
+    let stage = Stage::new();
+    stage.admin("ALTER ROLE <imp> REPLICATION; ALTER ROLE <bob> REPLICATION");
+    let options = [("replication", "database")];
+    let mut raw = RawClient::connect_with(stage.cluster(), &stage.name("imp"), stage.database(), &options).unwrap();
+    for door in [
+        "SELECT setuser('<bob>')",
+        "SET impersonate.target = '<bob>'",
+        "SELECT set_config('impersonate.target', '<bob>', false)",
+        "CALL impersonate.impersonate_user('<bob>')",
+    ] {
+        let refused = error_in(&raw.simple(&stage.sql(door))).expect(door);
+        assert_eq!(refused.code, "0A000", "{door}: {refused:?}");
+        let user = rows_in(&raw.simple("SELECT current_user"));
+        assert_eq!(user, [[Some(stage.name("imp"))]], "{door}");
+    }
+    assert_eq!(stage.audit(raw.pid(), &["DENIED"]).len(), 4);
+    stage.admin("ALTER ROLE <imp> NOREPLICATION; ALTER ROLE <bob> NOREPLICATION");
+}
+
 /// The server's own processes, the audit's writer among them, are nobody's clients.
 #[test]
 fn d5_the_servers_own_workers_take_no_target() {

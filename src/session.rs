@@ -720,6 +720,7 @@ pub fn make_ready(local: bool, reason: Option<&[u8]>, door: &Door) -> usize {
     if door.tag().is_some() {
         refuse_open_cursors(local);
     }
+    crate::audit::require_writer();
     trampoline::follow_transactions();
     switches();
     statements::stand_by();

@@ -273,6 +273,7 @@ struct Leaving {
 pub fn purge(before: i64) -> i64 {
     session::refuse_change("the audit");
     utility::prevent_if_read_only(c"impersonate.audit_purge()");
+    audit::require_writer();
     // What is told to be leaving is the newest state; an older snapshot would leave some of it behind.
     if !identity::sees_newest() {
         session::raise(&crate::pg::guc::Refusal {
@@ -478,6 +479,7 @@ fn tell_of_node(add: impl FnOnce(&mut serde_json::Value)) {
     let detail = identity::speakable(&detail.to_string()).into_owned();
     let session_user = identity::role_name(identity::session_user()).unwrap_or_default();
     let role = identity::role_name(identity::role_in_force()).unwrap_or_default();
+    audit::require_writer();
     audit::wait_stored(audit::push(&Event {
         user_name: &session_user,
         session_user_name: &session_user,

@@ -7,6 +7,9 @@
 //!
 //! Sessions without a database, parallel workers and the writer itself have no events: all of this does nothing there,
 //! except that `reserve` without a database raises.
+//!
+//! In single-user mode nobody could store events: they go to the server log, so that a server can be rescued whatever is to
+//! be recorded. What must be stored is refused there: [`require_writer`].
 
 mod chain;
 mod event;
@@ -72,7 +75,7 @@ pub fn push_as_writer(event: &Event) {
         Some(position)
     });
     if pushed.is_none() {
-        writer::log_event(event);
+        writer::log_event(event, writer::no_room());
     }
 }
 
@@ -121,7 +124,7 @@ thread_local! {
 /// (53400), when the writer can't store events (55000), and when the writer waits for a lock of the caller's own
 /// transaction (55006).
 pub fn reserve(bytes: usize) {
-    if writer::is_writer() || worker::in_parallel_worker() {
+    if writer::is_writer() || worker::in_parallel_worker() || worker::is_alone() {
         return;
     }
     SESSION.with(|session| {
@@ -151,6 +154,9 @@ pub fn release(bytes: usize) {
 pub fn push_reserved(event: &Event, reservation: usize) -> u64 {
     if writer::is_writer() || worker::in_parallel_worker() {
         return 0;
+    }
+    if worker::is_alone() {
+        return push_or_log(event);
     }
     SESSION.with(|session| {
         let held = session.reserved.get();
@@ -193,6 +199,10 @@ pub fn try_push(event: &Event) -> Option<u64> {
     if writer::is_writer() || worker::in_parallel_worker() {
         return None;
     }
+    if worker::is_alone() {
+        writer::log_event(event, writer::ALONE);
+        return Some(0);
+    }
     let database = worker::my_database();
     let size = event.size();
     if size > max_event_bytes() {
@@ -221,12 +231,19 @@ pub fn push_to(database: pgrx::pg_sys::Oid, event: &Event) {
         return;
     }
     let size = event.size();
-    let pushed = queue::assign(database)
+    let pushed = queue::assign(if worker::is_alone() { 0 } else { database })
         .filter(|_| size <= max_event_bytes())
         .and_then(|lane| Some((lane, lane.try_push(database, event, size)?)));
     match pushed {
         Some((lane, position)) => _ = after_push(lane, position),
-        None => writer::log_event(event),
+        None => writer::log_event(event, writer::no_room()),
+    }
+}
+
+/// Raises 55000 in single-user mode: what follows is not to be without its row.
+pub fn require_writer() {
+    if worker::is_alone() {
+        wait::raise_alone();
     }
 }
 
@@ -303,7 +320,7 @@ pub fn forget_backend() {
 
 fn push_or_log(event: &Event) -> u64 {
     try_push(event).unwrap_or_else(|| {
-        writer::log_event(event);
+        writer::log_event(event, writer::no_room());
         0
     })
 }

@@ -318,6 +318,16 @@ const NO_WORKER: (&str, &str, &str) = (
     "Raise max_worker_processes and restart the server.",
 );
 
+/// In single-user mode.
+pub(super) fn raise_alone() -> ! {
+    raise(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        "impersonate cannot store audit events in single-user mode",
+        None,
+        "Start the server as usual.",
+    )
+}
+
 fn raise_no_worker() -> ! {
     let (message, detail, hint) = NO_WORKER;
     raise(

@@ -267,6 +267,8 @@ struct Writer {
     watches: bool,
     /// When it was last logged that they couldn't be judged.
     watch_failed_at: i64,
+    /// The last look found no extension.
+    missed_extension: bool,
 }
 
 /// After an event that the table's types refuse, how to get past it.
@@ -328,6 +330,7 @@ impl Writer {
             spools_turn: false,
             watches: false,
             watch_failed_at: 0,
+            missed_extension: false,
         }
     }
 
@@ -346,6 +349,7 @@ impl Writer {
             }
             match self.round() {
                 Ok(Round::Stored) => {
+                    self.missed_extension = false;
                     found_nothing = false;
                     self.worked_at = now();
                     self.nap(NAP, false);
@@ -365,6 +369,7 @@ impl Writer {
                 }
                 Ok(Round::Again) => (),
                 Ok(Round::Waits) => nap(WATCH),
+                Ok(Round::NoExtension) if self.extension_may_come() => (),
                 Ok(Round::NoExtension) => {
                     self.lane.extension_exists(false);
                     log_and_clear(self.lane, "extension impersonate does not exist in its database");
@@ -375,6 +380,19 @@ impl Writer {
                 Err(failure) => self.note(failure),
             }
         }
+    }
+
+    /// The extension isn't there for us: who creates it, in a transaction that isn't over, may have granted rights in it. It
+    /// may also have come between two looks.
+    fn extension_may_come(&mut self) -> bool {
+        let ends = self.asked_to_end_at.is_some_and(|asked| now() - asked > LINGER);
+        let comes = worker::catch(|| worker::transaction(|| rows::extension_comes(TARGET.extension)));
+        let comes = !ends && comes.unwrap_or(false);
+        if comes {
+            self.lane.disarm();
+            nap(PAUSE);
+        }
+        comes || !std::mem::replace(&mut self.missed_extension, !comes)
     }
 
     /// One transaction, if there is something to do.
@@ -1270,12 +1288,23 @@ fn log_all(lane: LaneHandle, why: &str) -> Option<(usize, u64)> {
     read
 }
 
-/// An event for which there is no room: into the server log. Raises nothing.
-pub(super) fn log_event(event: &Event) {
+pub(super) const ALONE: &str = "in single-user mode there is no audit writer";
+
+/// Why an event goes to the server log that the queue didn't take.
+pub(super) fn no_room() -> &'static str {
+    if worker::is_alone() {
+        ALONE
+    } else {
+        "the queue has no room"
+    }
+}
+
+/// An event that can't be stored: into the server log. Raises nothing.
+pub(super) fn log_event(event: &Event, why: &str) {
     let mut bytes = Vec::new();
     event.encode(event.size(), &mut bytes);
     if let Some(record) = super::event::decode(&bytes) {
-        log_record(&record, "the queue has no room");
+        log_record(&record, why);
     }
 }
 

@@ -377,6 +377,12 @@ pub fn in_parallel_worker() -> bool {
     unsafe { pg_sys::ParallelWorkerNumber >= 0 }
 }
 
+/// Whether this is a server of one process, without a postmaster that could start others.
+pub fn is_alone() -> bool {
+    // SAFETY: a variable of this process, which isn't the postmaster.
+    unsafe { !pg_sys::IsUnderPostmaster }
+}
+
 pub fn in_recovery() -> bool {
     // SAFETY: reads shared state.
     unsafe { pg_sys::RecoveryInProgress() }

@@ -80,6 +80,35 @@ pub fn extension_exists(name: &CStr) -> bool {
     unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
 }
 
+/// Whether a transaction that isn't over creates the extension. Needs a transaction.
+pub fn extension_comes(name: &CStr) -> bool {
+    const NAME: i16 = pg_sys::Anum_pg_extension_extname as i16;
+    // SAFETY: zeros are a snapshot without transactions; a dirty one is looked at by nobody but the scan, which says in it
+    // whose the row is that it found.
+    unsafe {
+        let mut dirty = std::mem::zeroed::<pg_sys::SnapshotData>();
+        dirty.snapshot_type = pg_sys::SnapshotType::SNAPSHOT_DIRTY;
+        let mut key = std::mem::zeroed::<pg_sys::ScanKeyData>();
+        pg_sys::ScanKeyInit(
+            &raw mut key,
+            NAME,
+            pg_sys::BTEqualStrategyNumber as u16,
+            pg_sys::Oid::from(pg_sys::F_NAMEEQ),
+            pg_sys::Datum::from(name.as_ptr()),
+        );
+        let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as i32);
+        let by_name = pg_sys::Oid::from(pg_sys::ExtensionNameIndexId);
+        let scan = pg_sys::systable_beginscan(relation, by_name, true, &raw mut dirty, 1, &raw mut key);
+        let mut comes = false;
+        while !comes && !pg_sys::systable_getnext(scan).is_null() {
+            comes = dirty.xmin != pg_sys::InvalidTransactionId;
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        comes
+    }
+}
+
 /// Keeps the extension from being dropped until the transaction ends, and says whether it is there. DROP EXTENSION locks
 /// the extension before its tables, so whoever does the same never holds a table that it waits for.
 pub fn hold_extension(name: &CStr) -> bool {

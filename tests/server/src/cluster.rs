@@ -498,6 +498,23 @@ impl Cluster {
         }
     }
 
+    /// Runs statements, one a line, in single-user mode, in which the server takes what is standard input for its only
+    /// client. Stopped before and after.
+    pub fn single_user(&self, database: &str, statements: &[&str]) -> Output {
+        assert!(self.server.is_none(), "the server is running");
+        let file = self.folder.join(unique("script"));
+        fs::write(&file, statements.join("\n") + "\n").unwrap();
+        let mut command = server_program_of(&self.programs, "postgres");
+        command.arg("--single").arg("-D").arg(self.data()).arg(database);
+        let output = command.stdin(File::open(&file).unwrap()).output().unwrap();
+        fs::remove_file(&file).unwrap();
+        Output {
+            ok: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     // Nodes -----------------------------------------------------------------------------------------------------------
 
     /// A hot standby of this node, by a base backup and a replication slot, with this `cluster_name` and these settings

@@ -1291,6 +1291,44 @@ fn l6_a_writer_that_the_extension_was_taken_from_serves_the_one_that_is_created_
     );
 }
 
+/// As a script in one transaction does it. The writer sees no extension before the COMMIT.
+#[test]
+fn l2_a_right_that_is_granted_in_the_transaction_that_creates_the_extension_is_on_record() {
+    let cluster = Cluster::start_new();
+    let database = cluster.empty_database("d");
+    let (bob, helpdesk) = (unique("bob"), unique("helpdesk"));
+    let mut client = database.connect(OWNER);
+    run(&mut client, &format!("CREATE ROLE {bob}; CREATE ROLE {helpdesk}"));
+    let grant = format!("GRANT \"SET USER\" ({bob}) TO {helpdesk}");
+    let logged = |cluster: &Cluster| {
+        let log = cluster.log();
+        log.matches("audit event not stored, extension impersonate does not exist in its database")
+            .count()
+    };
+    for pause in [0.0, 0.05, 1.5] {
+        let create = format!("CREATE EXTENSION impersonate; {grant}; SELECT pg_sleep({pause})");
+        run(&mut client, &format!("BEGIN; {create}; COMMIT"));
+        run(&mut client, "SELECT impersonate.audit_sync()");
+        assert_eq!(
+            text(&mut client, "SELECT string_agg(event, ',') FROM impersonate.audit"),
+            "GRANT"
+        );
+        assert_eq!(verify(&mut client), OK);
+        run(&mut client, "DROP EXTENSION impersonate");
+        assert_eq!(logged(&cluster), 0, "{}", cluster.log());
+    }
+    // What is undone was no right, and waits for nothing.
+    run(
+        &mut client,
+        &format!("BEGIN; CREATE EXTENSION impersonate; {grant}; SELECT pg_sleep(0.5); ROLLBACK"),
+    );
+    wait_until("it is in the log", || logged(&cluster) == 1);
+    run(&mut client, "CREATE EXTENSION impersonate");
+    run(&mut client, &grant);
+    assert_eq!(verify(&mut client), OK);
+    assert_eq!(text(&mut client, "SELECT count(*) FROM impersonate.audit"), "1");
+}
+
 #[test]
 fn l8_pg_upgrade_takes_the_audit_and_its_partitions_along() {
     let mut old = Cluster::start_new();

@@ -108,3 +108,63 @@ fn a_pattern_that_is_none_as_the_server_starts_lets_nobody_impersonate() {
     let mut client = cluster.connect("alice", "postgres");
     fails_with("2201B", client.simple_query("SELECT setuser('bob', reason => '(')"));
 }
+
+// -------------------------------------------------------------------------------------------------- single-user mode ---
+
+/// L6: nobody could store an event there. A server is rescued all the same, what is done about rights is in its log, and
+/// what may not be without a row is refused.
+#[test]
+fn l6_in_single_user_mode_events_are_logged_and_nothing_waits_for_them() {
+    let mut cluster = Cluster::start_new();
+    cast(&cluster);
+    cluster.set("impersonate.audit_statements", "all");
+    cluster.stop();
+    let said = cluster.single_user(
+        "postgres",
+        &[
+            "CREATE TABLE rescued AS SELECT 4711 AS a",
+            "VACUUM rescued",
+            "SELECT a FROM rescued",
+            "GRANT \"SET USER\" (bob) TO bob",
+            "SELECT setuser('bob')",
+            "SET impersonate.target = 'bob'",
+            "SELECT 'I am ' || current_user || current_setting('impersonate.target') AS who",
+            "SELECT impersonate.audit_purge(now())",
+            "DROP ROLE IF EXISTS nobody_at_all",
+            "SELECT impersonate.audit_sync()",
+        ],
+    );
+    let (out, log) = (&said.stdout, &said.stderr);
+    assert!(said.ok, "{log}");
+    assert!(out.contains("a = \"4711\""), "{out}{log}");
+    assert!(out.contains("who = \"I am postgres\""), "{out}{log}");
+    let errors: Vec<&str> = log.lines().filter(|line| line.contains("ERROR:")).collect();
+    assert_eq!(errors.len(), 3, "{log}");
+    assert!(errors[0].contains("setuser() must be a statement of its own"), "{log}");
+    assert!(
+        errors[1..].iter().all(|error| error.contains("in single-user mode")),
+        "{log}"
+    );
+    let logged = |event: &str, text: &str| {
+        let of = format!("in single-user mode there is no audit writer: {{\"event\": \"{event}\"");
+        let mut lines = log.lines();
+        assert!(
+            lines.any(|line| line.contains(&of) && line.contains(text)),
+            "{event} {text}: {log}"
+        );
+    };
+    logged("STATEMENT", "VACUUM rescued");
+    logged("GRANT", "TO bob");
+
+    // It goes on as if nothing had been, and the chain is whole.
+    cluster.start();
+    let mut admin = cluster.connect("postgres", "postgres");
+    let bobs = "SELECT count(*)::text FROM impersonate.grants WHERE grantee = 'bob'";
+    assert_eq!(value(&mut admin, bobs), "1");
+    admin.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    let whole: bool = admin
+        .query_one("SELECT ok FROM impersonate.audit_verify()", &[])
+        .unwrap()
+        .get(0);
+    assert!(whole);
+}

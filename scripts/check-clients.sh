@@ -23,17 +23,11 @@ bouncer=
 
 # ------------------------------------------------------------------------------------------------------ what it needs ---
 
-# runtime PROGRAM PACKAGE...
+# runtime COMMAND PACKAGE...: the command works only where they are installed.
 runtime() {
-    local program=$1
+    $1 >/dev/null 2>&1 && return
     shift
-    have "$program" && return
-    have apt-get || die "$program is missing" "please install what Debian calls: $*"
-    if [ "$(id -u)" -eq 0 ]; then
-        step "installing $*" apt-get -q -y --no-install-recommends install "$@"
-    else
-        step "installing $*" sudo apt-get -q -y --no-install-recommends install "$@"
-    fi
+    step "installing $*" apt_install "$@"
 }
 
 fetch_python() {
@@ -143,11 +137,11 @@ stop_bouncer() {
 
 # ----------------------------------------------------------------------------------------------------------------- run ---
 
-runtime python3 python3 python3-venv
+runtime "python3 -m ensurepip --version" python3 python3-venv
 [ -f "$tools/clients-python/complete" ] || (step "fetching psycopg and asyncpg into .tools" fetch_python) || true
-runtime node nodejs npm
+runtime "npm --version" nodejs npm
 [ -d "$tools/clients-node/node_modules/pg" ] || (step "fetching node-postgres into .tools" fetch_node) || true
-runtime java default-jre-headless
+runtime "java -version" default-jre-headless
 [ -e "$tools/clients-java/usr/share/java/postgresql.jar" ] || (step "fetching pgjdbc into .tools" fetch_java) || true
 scripts/fetch-tools.sh pgbouncer || true
 

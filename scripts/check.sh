@@ -280,6 +280,8 @@ stage_server() {
         printf ': %d programs of %d' $((${#only[@]} / 2)) "$all")"
     # Where they cannot be had, their tests fail and say so.
     [ ${#only[@]} -gt 0 ] || scripts/fetch-tools.sh pgbouncer sqlsmith chromium-headless-shell || true
+    # A small disk of a test's own, to be filled up.
+    have mount || (step "installing mount" apt_install mount) || true
     if install_library; then
         # What only another extension can do cannot be tried where the server came without it.
         if [ ! -f "$("$pg_config" --sharedir)/extension/dblink.control" ]; then

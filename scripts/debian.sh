@@ -34,6 +34,9 @@ in_debian() {
         mount -t proc proc "$folder/proc"
         mkdir -p "$folder/dev/shm"
         mount -t tmpfs tmpfs "$folder/dev/shm"
+        # Terminals of its own.
+        mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts "$folder/dev/pts"
+        mount --bind "$folder/dev/pts/ptmx" "$folder/dev/ptmx"
         if [ -n "$rust" ]; then
             mkdir -p "$folder/opt/rust"
             mount --bind "$rust" "$folder/opt/rust"

@@ -3,11 +3,11 @@
 //! It is the one that `scripts/fetch-tools.sh chromium-headless-shell` unpacks, else one in the usual places. What a
 //! page does is taken down: requests, and whatever it or the browser says about it.
 
-use crate::{guard, unique};
+use crate::{fetched, guard, unique};
 use serde_json::{json, Value};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -27,15 +27,10 @@ pub struct Browser {
 }
 
 fn program() -> PathBuf {
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/chromium-headless-shell/run");
-    [
-        fetched,
-        PathBuf::from("/usr/bin/chromium-headless-shell"),
-        PathBuf::from("/usr/bin/chromium"),
-    ]
-    .into_iter()
-    .find(|path| path.exists())
-    .expect("there is no browser: scripts/fetch-tools.sh chromium-headless-shell")
+    fetched(
+        "chromium-headless-shell",
+        &["/usr/bin/chromium-headless-shell", "/usr/bin/chromium"],
+    )
 }
 
 impl Browser {

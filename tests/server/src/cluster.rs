@@ -14,7 +14,7 @@ use std::time::Duration;
 use postgres::{Client, Config, NoTls};
 
 use crate::wait::{wait_until, within};
-use crate::{account, guard, unique};
+use crate::{account, guard, signal, unique};
 
 /// The role that owns every cluster, a superuser.
 const OWNER: &str = "postgres";
@@ -692,15 +692,6 @@ pub fn shared() -> &'static Cluster {
 }
 
 // --------------------------------------------------------------------------------------------------------- processes ---
-
-/// The shell's own kill: a program of that name need not be installed.
-fn signal(name: &str, pid: u32) {
-    let script = format!("kill -{name} {pid} 2>/dev/null || true");
-    Command::new("sh")
-        .args(["-c", &script])
-        .status()
-        .expect("sh can be run");
-}
 
 /// A zombie has ended: some child of the server that nobody has collected yet.
 fn is_running(pid: u32) -> bool {

@@ -21,12 +21,14 @@ mod browser;
 mod cluster;
 mod disk;
 mod guard;
+mod programs;
 pub mod raw;
 mod wait;
 
 pub use browser::Browser;
 pub use cluster::{shared, Builder, Cluster, Database, Output};
 pub use disk::SmallDisk;
+pub use programs::{fetched, signal};
 pub use wait::{wait_until, within};
 
 use std::sync::atomic::{AtomicU32, Ordering};

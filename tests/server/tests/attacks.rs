@@ -6,7 +6,7 @@
 mod stage;
 
 use impersonate_server_tests::raw::{error_in, Transaction};
-use impersonate_server_tests::{wait_until, Cluster, ServerError};
+use impersonate_server_tests::{signal, wait_until, Cluster, ServerError};
 use stage::{lasting, Kind, Protocol, Session, Stage, KINDS, PROTOCOLS};
 use std::sync::OnceLock;
 
@@ -561,11 +561,7 @@ fn e1_a_writer_that_is_killed_outright_leaves_no_identity() {
     other.become_role("carol");
     let writer = stage.look("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'impersonate%'");
     let writer = writer[0][0].clone().expect("there is a writer");
-    assert!(std::process::Command::new("kill")
-        .args(["-9", &writer])
-        .status()
-        .unwrap()
-        .success());
+    assert!(signal("KILL", writer));
     assert!(!session.raw.read_to_end().is_empty() || session.raw.try_read().is_err());
     drop(other);
     let stage = wait_for(|| {

@@ -4,7 +4,7 @@
 mod stage;
 
 use impersonate_server_tests::raw::{error_in, Message, RawClient};
-use impersonate_server_tests::{fails, unique, wait_until, within, Cluster, ServerError};
+use impersonate_server_tests::{fails, signal, unique, wait_until, within, Cluster, ServerError};
 use postgres::Client;
 use stage::{Session, Stage};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -500,19 +500,13 @@ fn e3_the_wait_is_bounded() {
     stage.admin(&format!("CREATE ROLE {spare}"));
     let mut session = stage.session();
     session.become_role("bob");
-    let signal = |name: &str| {
-        let done = std::process::Command::new("kill")
-            .args([name, &session.pid().to_string()])
-            .status();
-        assert!(done.unwrap().success());
-    };
-    signal("-STOP");
+    assert!(signal("STOP", session.pid()));
     let begun = Instant::now();
     let result = change(
         &stage,
         &format!("SET impersonate.on_violation = terminate; GRANT {spare} TO <bob>"),
     );
-    signal("-CONT");
+    assert!(signal("CONT", session.pid()));
     let error = result.unwrap_err();
     assert_eq!(error.code, "55006", "{error:?}");
     assert!(begun.elapsed() > Duration::from_secs(5) && begun.elapsed() < Duration::from_secs(30));

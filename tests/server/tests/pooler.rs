@@ -2,12 +2,12 @@
 //!
 //! pgbouncer is the one that `scripts/fetch-tools.sh pgbouncer` unpacks, else one in the PATH.
 
-use impersonate_server_tests::{fails_with, shared, unique, Cluster, Database};
+use impersonate_server_tests::{fails_with, fetched, shared, unique, Cluster, Database};
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use std::fs;
 use std::os::unix::fs::{chown, MetadataExt};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
@@ -304,13 +304,7 @@ impl Drop for Pooler {
 const PORT: u16 = 6432;
 
 fn program() -> PathBuf {
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/pgbouncer/run");
-    let installed = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].map(PathBuf::from);
-    [fetched]
-        .into_iter()
-        .chain(installed)
-        .find(|path| path.exists())
-        .expect("there is no pgbouncer: scripts/fetch-tools.sh pgbouncer")
+    fetched("pgbouncer", &["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"])
 }
 
 // -------------------------------------------------------------------------------------------------------- the stage ---

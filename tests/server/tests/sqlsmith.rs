@@ -9,7 +9,7 @@
 //!
 //! sqlsmith is the one that `scripts/fetch-tools.sh sqlsmith` unpacks, else one in the PATH.
 
-use impersonate_server_tests::Cluster;
+use impersonate_server_tests::{fetched, Cluster};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
@@ -146,11 +146,7 @@ fn excerpt(log: &str, sign: &str) -> String {
 }
 
 fn program() -> PathBuf {
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/sqlsmith/run");
-    [fetched, PathBuf::from("/usr/bin/sqlsmith")]
-        .into_iter()
-        .find(|path| path.exists())
-        .expect("there is no sqlsmith: scripts/fetch-tools.sh sqlsmith")
+    fetched("sqlsmith", &["/usr/bin/sqlsmith"])
 }
 
 /// One of everything that queries can run into.

@@ -406,10 +406,9 @@ impl Cluster {
 
     /// Moves another cluster's databases here; both are stopped, and this one is as `create` made it.
     ///
-    /// # Panics
+    /// # Errors
     /// When pg_upgrade fails, with what it said.
-    #[track_caller]
-    pub fn pg_upgrade_from(&self, old: &Cluster) {
+    pub fn pg_upgrade_from(&self, old: &Cluster) -> Result<(), String> {
         assert!(self.server.is_none() && old.server.is_none(), "both are stopped");
         let output = server_program_of(&self.programs, "pg_upgrade")
             .arg("-b")
@@ -426,12 +425,25 @@ impl Cluster {
             .current_dir(&self.folder)
             .output()
             .expect("pg_upgrade can be run");
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success(),
-            "{said}\n{}",
-            String::from_utf8_lossy(&output.stderr)
+        if output.status.success() {
+            return Ok(());
+        }
+        let (said, errors) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
         );
+        Err(format!("{said}\n{errors}\n{}", self.upgrade_logs()))
+    }
+
+    /// The ends of the logs that a failed pg_upgrade leaves.
+    fn upgrade_logs(&self) -> String {
+        let script = "find pg_upgrade_output.d -name '*.log' -exec tail -n 20 {} +";
+        let output = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(self.data())
+            .output()
+            .expect("sh can be run");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Rereads the settings.

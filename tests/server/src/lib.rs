@@ -28,7 +28,7 @@ mod wait;
 pub use browser::Browser;
 pub use cluster::{shared, Builder, Cluster, Database, Output};
 pub use disk::SmallDisk;
-pub use programs::{fetched, signal};
+pub use programs::{fetched, left_out, signal};
 pub use wait::{wait_until, within};
 
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,5 +1,6 @@
-//! Programs of others that tests use.
+//! Programs of others that tests use, and what to say where a test can't be made.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,6 +19,15 @@ pub fn fetched(name: &str, installed: &[&str]) -> PathBuf {
         .chain(installed.iter().map(PathBuf::from))
         .find(|path| path.exists())
         .unwrap_or_else(|| panic!("there is no {name}: scripts/fetch-tools.sh {name}"))
+}
+
+/// For a test that finds that it can't try its subject here, and returns: tells whoever runs the tests, who counts it
+/// as left out.
+pub fn left_out(why: &str) {
+    let test = std::thread::current();
+    let line = format!("\nleft out: {}: {why}\n", test.name().unwrap_or("a test"));
+    // Not by a macro, whose output is kept back when the test passes.
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// Sends a signal, such as `STOP`. Returns whether it could be sent.

@@ -1343,7 +1343,7 @@ fn l8_pg_upgrade_takes_the_audit_and_its_partitions_along() {
     }
     old.stop();
     let mut new = Cluster::builder().create();
-    new.pg_upgrade_from(&old);
+    new.pg_upgrade_from(&old).unwrap_or_else(|said| panic!("{said}"));
     new.start();
     let mut client = new.connect(OWNER, &name);
     assert_eq!(verify(&mut client), OK);

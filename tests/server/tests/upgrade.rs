@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
-use impersonate_server_tests::{fails_with, Cluster, Database, ServerError};
+use impersonate_server_tests::{fails_with, left_out, Cluster, Database, ServerError};
 use postgres::Client;
 
 const NEW: &str = env!("CARGO_PKG_VERSION");
@@ -569,6 +569,24 @@ fn an_older_library_asks_for_a_restart() {
 
 // --------------------------------------------------------------------------------- from an older server (pg_upgrade) ---
 
+/// Whether pg_upgrade can move a table from these programs to those that are tested. It need not, from a newer minor
+/// release to one of before: minor releases come out for all majors together, but not to each machine.
+fn upgrades_without_us(programs: &Path) -> bool {
+    let mut old = Cluster::builder()
+        .programs(programs)
+        .setting("shared_preload_libraries", "")
+        .start();
+    old.connect("postgres", "postgres")
+        .batch_execute("CREATE TABLE moved AS SELECT 1 AS a")
+        .unwrap();
+    old.stop();
+    let new = Cluster::builder()
+        .programs(&Cluster::programs())
+        .setting("shared_preload_libraries", "")
+        .create();
+    new.pg_upgrade_from(&old).is_ok()
+}
+
 /// pg_upgrade from an older major takes the extension along as it is: rights, projects, mappings and the audit, whose
 /// chain goes on. The older server's programs are in the folder of `IMPERSONATE_OLDER`, with the same version of the
 /// extension installed.
@@ -592,7 +610,11 @@ fn pg_upgrade_from_an_older_server_keeps_everything() {
 
     let this = Cluster::programs();
     let mut new = Cluster::builder().programs(&this).create();
-    new.pg_upgrade_from(&old);
+    if let Err(said) = new.pg_upgrade_from(&old) {
+        assert!(!upgrades_without_us(&programs), "{said}");
+        left_out("pg_upgrade fails between these two minor releases without the extension, too");
+        return;
+    }
     new.start();
     let database = Database { cluster: &new, name };
     let mut admin = database.connect("postgres");

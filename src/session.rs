@@ -76,6 +76,8 @@ struct Session {
     untold: RefCell<Option<(Refusal, Vec<u8>)>>,
     /// When the target of an impersonation expires, where that was read again after it began.
     expires: Cell<([u8; 16], pgrx::pg_sys::TimestampTz)>,
+    /// An impersonation one of whose roles was renamed since it began, with the names of now.
+    renamed: Shared<TargetState>,
     /// An impersonation that lost its session user: it doesn't come back if that user does.
     dead: Cell<[u8; 16]>,
     /// The impersonation of before this transaction, ended or switched over in it: a ROLLBACK brings it back.
@@ -165,6 +167,7 @@ thread_local! {
             refusing: Cell::new(false),
             untold: RefCell::new(None),
             expires: Cell::new(([0; 16], 0)),
+            renamed: Shared::none(),
             dead: Cell::new([0; 16]),
             may_come_back: Cell::new(None),
             before: RefCell::new(Vec::new()),
@@ -208,8 +211,31 @@ fn impersonation() -> JudgedFor {
 pub fn in_force() -> Option<Rc<TargetState>> {
     SESSION.with(|session| {
         let state = session.target.get()?;
-        (state.impersonator == identity::session_user() && state.id != session.dead.get()).then_some(state)
+        (state.impersonator == identity::session_user() && state.id != session.dead.get()).then(|| as_named(state))
     })
+}
+
+/// The value of the setting keeps the names that were when it was set.
+fn as_named(state: Rc<TargetState>) -> Rc<TargetState> {
+    SESSION.with(|session| match session.renamed.get() {
+        Some(renamed) if renamed.id == state.id => renamed,
+        _ => state,
+    })
+}
+
+/// Looks whether one of the two roles was renamed.
+fn look_at_names(state: &TargetState) {
+    let name = |role, known: Name| identity::role_name(role).map_or(known, |name| name_of(&name));
+    let impersonator_name = name(state.impersonator, state.impersonator_name);
+    let target_name = name(state.target, state.target_name);
+    if (impersonator_name, target_name) != (state.impersonator_name, state.target_name) {
+        let renamed = TargetState {
+            impersonator_name,
+            target_name,
+            ..*state
+        };
+        SESSION.with(|session| session.renamed.set(Some(Rc::new(renamed))));
+    }
 }
 
 /// The name of the role in force inside an impersonation: the target's, or that of a SET ROLE after it.
@@ -509,6 +535,7 @@ fn stand_up_to(state: &TargetState) {
     match guard::judge_own(state) {
         Ok(rights) => {
             seen.settle();
+            look_at_names(state);
             SESSION.with(|session| session.expires.set((state.id, end_of(state.target, state.rules))));
             if let Some(before) = before(state) {
                 before.rights.set(rights);
@@ -586,8 +613,8 @@ fn reconcile() {
         } else {
             Cause::EndOfTransaction
         };
-        if let Some(state) = &told {
-            tell_end(state, cause, None);
+        if let Some(state) = told.map(as_named) {
+            tell_end(&state, cause, None);
         }
         if let Some(state) = &now {
             tell_return(state, cause);
@@ -782,7 +809,7 @@ pub fn start(switch: Switch, space: usize) -> TargetState {
         ..event(Kind::SetUser, &state, detail.as_deref().map(str::as_bytes))
     };
     SESSION.with(|session| {
-        if let Some(old) = session.told.get() {
+        if let Some(old) = session.told.get().map(as_named) {
             keep_for_rollback(&old);
             tell_end(&old, Cause::Switched, None);
         }
@@ -1074,7 +1101,7 @@ pub fn connection_ends(terminated: bool) {
         session.exiting.set(true);
         active::set_refused(false);
         nothing_comes_back();
-        if let Some(told) = session.told.take() {
+        if let Some(told) = session.told.take().map(as_named) {
             tell_end(
                 &told,
                 if terminated {
@@ -1096,7 +1123,7 @@ pub fn last_words() -> Option<Vec<u8>> {
 
 /// The impersonator's name for events, without a catalog while impersonating.
 pub fn names_for_events() -> Option<(Rc<TargetState>, Name)> {
-    let told = SESSION.with(|session| session.told.get())?;
+    let told = as_named(SESSION.with(|session| session.told.get())?);
     let role = role_name_in_force(&told);
     Some((told, role))
 }
@@ -1107,7 +1134,7 @@ pub fn discard() {
     if let Err(refusal) = may_change(None) {
         SESSION.with(|session| {
             session.exiting.set(true);
-            if let Some(told) = session.told.take() {
+            if let Some(told) = session.told.take().map(as_named) {
                 tell_end(&told, Cause::Discard, None);
             }
         });

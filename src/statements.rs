@@ -110,6 +110,8 @@ thread_local! {
     static EARLY: RefCell<Option<EarlyCode>> = const { RefCell::new(None) };
     /// When the client's message came of which was told that code runs without a statement.
     static EARLY_TOLD: Cell<i64> = const { Cell::new(0) };
+    /// This database had no extension when somebody last looked.
+    static NO_TABLE: Cell<bool> = const { Cell::new(false) };
     /// A statement of this transaction has been told, or is open.
     static TOLD: Cell<bool> = const { Cell::new(false) };
 }
@@ -219,6 +221,19 @@ fn who() -> Option<Who> {
         session_user
     };
     Some(Who::Login { session_user, role })
+}
+
+/// Nobody impersonates in a database without the extension, and its statements can't be stored.
+fn has_no_table(who: &Who) -> bool {
+    if matches!(who, Who::Login { .. }) && identity::in_transaction() {
+        NO_TABLE.set(!rights::extension_created());
+    }
+    had_no_table(who)
+}
+
+/// As [`has_no_table`] said last, where no catalog can be read.
+fn had_no_table(who: &Who) -> bool {
+    matches!(who, Who::Login { .. }) && NO_TABLE.get()
 }
 
 impl Who {
@@ -355,7 +370,7 @@ fn statement_limit() -> usize {
 /// A statement begins. May wait for the queue, and raises when the writer can't run: then it doesn't begin.
 pub fn begun(statement: &Begun) {
     let Some(who) = who() else { return };
-    if matches!(who, Who::Login { .. }) && identity::in_transaction() && !rights::extension_created() {
+    if has_no_table(&who) {
         return;
     }
     trampoline::follow_transactions();
@@ -477,7 +492,7 @@ pub fn called(function: Oid) {
         return;
     }
     let Some(who) = who() else { return };
-    if matches!(who, Who::Login { .. }) && !rights::extension_created() {
+    if has_no_table(&who) {
         return;
     }
     trampoline::follow_transactions();
@@ -513,7 +528,7 @@ pub fn early(function: Oid, when: Early) {
     }
     tell_early_code();
     let Some(who) = who() else { return };
-    if matches!(who, Who::Login { .. }) && !rights::extension_created() {
+    if has_no_table(&who) {
         return;
     }
     trampoline::follow_transactions();
@@ -877,6 +892,9 @@ fn tell_early(level: u32, text: &[u8], tag: &'static [u8], sqlstate: i32) {
 
 fn tell_early_with(level: u32, text: &[u8], tag: &'static [u8], sqlstate: i32, detail: Option<String>) {
     let Some(who) = who() else { return };
+    if had_no_table(&who) {
+        return;
+    }
     let (kept_text, cut) = kept(text, statement_limit());
     let detail = detail.or(cut);
     let begun_at = identity::now();

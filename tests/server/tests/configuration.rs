@@ -168,3 +168,75 @@ fn l6_in_single_user_mode_events_are_logged_and_nothing_waits_for_them() {
         .get(0);
     assert!(whole);
 }
+
+// ------------------------------------------------------------------------------------- databases without the extension ---
+
+/// L3: with `all`, what fails there is no more told than what works: nothing could store it.
+#[test]
+fn l3_where_the_extension_is_not_created_statements_that_fail_start_no_writer() {
+    let cluster = Cluster::builder()
+        .setting("impersonate.audit_statements", "all")
+        .start();
+    let mut client = cluster.connect("postgres", "postgres");
+    client.batch_execute("SELECT 1").unwrap();
+    for (sqlstate, sql) in [
+        ("42601", "SELEC"),
+        ("22012", "SELECT 1 / 0"),
+        ("22012", "DO 'BEGIN PERFORM 1 / 0; END'"),
+        ("42P01", "TABLE nowhere"),
+    ] {
+        fails_with(sqlstate, client.batch_execute(sql));
+    }
+    let queues = "SELECT count(*)::text FROM pg_stat_activity WHERE backend_type = 'impersonate audit writer'";
+    assert_eq!(value(&mut client, queues), "0");
+    assert!(!cluster.log().contains("audit event not stored"), "{}", cluster.log());
+    // From the statement on that creates it, they are.
+    client.batch_execute("CREATE EXTENSION impersonate").unwrap();
+    client.batch_execute("SELECT 2").unwrap();
+    fails_with("42601", client.batch_execute("SELEC"));
+    client.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    let failed = "SELECT count(*)::text FROM impersonate.audit WHERE sqlstate = '42601' AND statement = 'SELEC'";
+    assert_eq!(value(&mut client, failed), "1");
+}
+
+// --------------------------------------------------------------------------------------------- roles that are renamed ---
+
+/// D1, L1: whoever has the old name by now is not who is impersonated.
+#[test]
+fn d1_a_role_that_is_renamed_meanwhile_is_told_by_its_new_name() {
+    let cluster = Cluster::start_new();
+    cast(&cluster);
+    let mut admin = cluster.connect("postgres", "postgres");
+    let mut alice = cluster.connect("alice", "postgres");
+    alice.batch_execute("SELECT setuser('bob')").unwrap();
+    admin
+        .batch_execute(
+            "ALTER ROLE bob RENAME TO robert; ALTER ROLE alice RENAME TO alicia;
+             CREATE ROLE bob LOGIN; CREATE ROLE alice LOGIN",
+        )
+        .unwrap();
+    let who = "SELECT concat_ws(' ', current_user, session_user, current_setting('impersonate.target'),
+                                current_setting('role'))";
+    assert_eq!(value(&mut alice, who), "robert alicia robert robert");
+    // A ROLLBACK brings it back, as it is called now.
+    alice.batch_execute("BEGIN; SELECT setuser()").unwrap();
+    assert_eq!(value(&mut alice, who), "alicia alicia  none");
+    alice.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(value(&mut alice, who), "robert alicia robert robert");
+    // And back again.
+    admin
+        .batch_execute("DROP ROLE bob; ALTER ROLE robert RENAME TO bob")
+        .unwrap();
+    assert_eq!(value(&mut alice, who), "bob alicia bob bob");
+    alice.batch_execute("SELECT setuser()").unwrap();
+    admin.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    let told =
+        "SELECT string_agg(concat_ws(' ', event, user_name, session_user_name, role_name), ', ' ORDER BY event_id)
+                  FROM impersonate.audit WHERE event_id > (SELECT min(event_id) FROM impersonate.audit
+                                                            WHERE event = 'SETUSER')";
+    assert_eq!(
+        value(&mut admin, told),
+        "STATEMENT robert alicia robert, STATEMENT robert alicia robert, RESETUSER robert alicia robert, \
+         SETUSER robert alicia robert, STATEMENT robert alicia robert, STATEMENT bob alicia bob, RESETUSER bob alicia bob"
+    );
+}

@@ -924,13 +924,18 @@ unsafe extern "C-unwind" fn utility_begins(
             (handlers().check)(super::utility::is_exempt((*statement).utilityStmt));
         }
         let text = statement_text(query_string, (*statement).stmt_location, (*statement).stmt_len);
-        let tag = command_tag((*statement).utilityStmt);
+        let mut tag = command_tag((*statement).utilityStmt);
         let failed_block = identity::in_failed_block();
         let (mut ends_transaction, mut rolls_back) = (false, false);
         if nodes::tag((*statement).utilityStmt) == Some(NodeTag::T_TransactionStmt) {
             use pg_sys::TransactionStmtKind::{TRANS_STMT_COMMIT, TRANS_STMT_PREPARE, TRANS_STMT_ROLLBACK};
             let kind = (*(*statement).utilityStmt.cast::<pg_sys::TransactionStmt>()).kind;
             ends_transaction = !failed_block && matches!(kind, TRANS_STMT_COMMIT | TRANS_STMT_PREPARE);
+            // It ends what has failed, or prepares nothing; the client is told so too.
+            let nothing = kind == TRANS_STMT_PREPARE && !identity::in_block();
+            if nothing || (failed_block && matches!(kind, TRANS_STMT_COMMIT | TRANS_STMT_PREPARE)) {
+                tag = c"ROLLBACK".to_bytes();
+            }
             // One to a savepoint may wait: if it fails, a ROLLBACK is still to come.
             rolls_back = kind == TRANS_STMT_ROLLBACK;
         }

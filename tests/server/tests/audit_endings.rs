@@ -142,6 +142,51 @@ fn l3_what_a_failed_transaction_refuses_is_on_record() {
     assert_eq!(scene.told(pid, "fourth").len(), 1);
 }
 
+/// What is said to the client is on record: a COMMIT that ends what has failed commits nothing.
+#[test]
+fn l1_a_commit_of_what_has_failed_is_a_rollback() {
+    let scene = Scene::new();
+    let mut client = scene.session();
+    for (sql, said, level) in [
+        ("COMMIT", "COMMIT", "sound"),
+        ("COMMIT", "ROLLBACK", "failed"),
+        ("END", "ROLLBACK", "failed"),
+        ("COMMIT AND CHAIN", "ROLLBACK", "failed"),
+        ("PREPARE TRANSACTION 'p'", "ROLLBACK", "failed"),
+        ("PREPARE TRANSACTION 'p'", "ROLLBACK", "none"),
+        ("ROLLBACK", "ROLLBACK", "failed"),
+        ("COMMIT", "COMMIT", "none"),
+    ] {
+        for protocol in ["simple", "extended"] {
+            client.simple("ROLLBACK");
+            if level != "none" {
+                client.simple("BEGIN; INSERT INTO t VALUES (4)");
+            }
+            if level == "failed" {
+                client.simple("SELECT 1/0");
+            }
+            let sql = format!("{sql} /* {protocol} */");
+            let answer = if protocol == "simple" {
+                client.simple(&sql)
+            } else {
+                client.extended(&sql, &[])
+            };
+            let complete = answer
+                .iter()
+                .any(|message| *message == Message::CommandComplete(said.to_owned()));
+            assert!(complete, "{sql}, {level}: {answer:?}");
+            client.simple("ROLLBACK; DELETE FROM t WHERE i = 4");
+            let mut owner = scene.owner();
+            owner.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+            let query = "SELECT command_tag, sqlstate FROM impersonate.audit
+                          WHERE event = 'STATEMENT' AND pid = $1 AND statement = $2 ORDER BY event_id DESC LIMIT 1";
+            let row = owner.query_one(query, &[&client.pid(), &sql]).unwrap();
+            let found: (String, String) = (row.get(0), row.get(1));
+            assert_eq!(found, (said.to_owned(), "00000".to_owned()), "{sql}, {level}");
+        }
+    }
+}
+
 #[test]
 fn l3_parameters_that_are_refused_leave_a_row() {
     let scene = Scene::new();

@@ -275,6 +275,14 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// Whether an event could have happened then, and come to that: else there is no partition for it, or no text.
+    pub(super) fn is_possible(&self) -> bool {
+        // The years 1900 to 9999: whatever a clock may be set to.
+        const BEGIN: i64 = -3_155_673_600_000_000;
+        const END: i64 = 252_455_616_000_000_000;
+        (BEGIN..END).contains(&self.time) && self.sqlstate.iter().all(u8::is_ascii_alphanumeric)
+    }
+
     /// Every text of it but names of roles, which may be in another encoding.
     pub(super) fn checked_texts(&self) -> impl Iterator<Item = Text<'a>> + use<'a> {
         let texts = [

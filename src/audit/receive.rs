@@ -152,6 +152,9 @@ pub fn receive(sent: &Sent) -> Result<u64, Refusal> {
         if entry.position != next || entry.hash != spool::hash(&hash, next, &entry.event) {
             return Err(diverged(entry.position));
         }
+        if !record.is_possible() {
+            return Err(invalid("an event has an impossible time or SQLSTATE"));
+        }
         if record.checked_texts().any(|text| !worker::is_valid_text(text)) {
             return Err(invalid("a text is not valid in this database's encoding"));
         }

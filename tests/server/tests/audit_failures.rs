@@ -402,3 +402,81 @@ fn l6_more_databases_than_queues() {
         two.connect(OWNER).batch_execute("SELECT setuser('bob')").is_ok()
     });
 }
+
+/// CRC-32C, bit by bit.
+fn checksum(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+            (sum >> 1) ^ if sum & 1 == 0 { 0 } else { 0x82f6_3b78 }
+        })
+    })
+}
+
+fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    bytes
+}
+
+/// A statement's event of that time and outcome, as a standby would send it: the first of its spool.
+fn sent(admin: &mut Client, time: i64, sqlstate: &[u8; 5]) -> Vec<u8> {
+    let texts: [&[u8]; 9] = [b"bob", b"imp", b"bob", b"", b"::1", b"SELECT", b"SELECT 1", b"", b"{}"];
+    let mut event = vec![0; 80];
+    event[4] = 3;
+    event[8..16].copy_from_slice(&time.to_le_bytes());
+    event[28..33].copy_from_slice(sqlstate);
+    texts
+        .iter()
+        .for_each(|text| event.extend((text.len() as u32).to_le_bytes()));
+    texts.iter().for_each(|text| event.extend(*text));
+    event.extend([0xff; 8]);
+    let mut event = padded(event);
+    let length = event.len() as u32;
+    event[..4].copy_from_slice(&length.to_le_bytes());
+    let hashed = [&[0; 32][..], b"spool/1\0", &1_u64.to_be_bytes(), &event].concat();
+    let hash: Vec<u8> = admin.query_one("SELECT sha256($1)", &[&hashed]).unwrap().get(0);
+    let record = [&1_u64.to_le_bytes()[..], &[0; 8], &hash, &event].concat();
+    let head = [length.to_le_bytes(), checksum(&record).to_le_bytes()].concat();
+    [vec![1, 0, 0, 0, 0, 0, 0, 0], padded([head, record].concat())].concat()
+}
+
+/// For whose time there can be no partition, none could be stored behind it.
+#[test]
+fn l6_what_a_node_sends_cannot_stop_the_writer() {
+    const SECOND: i64 = 1_000_000;
+    let cluster = cluster(&[("impersonate.node_name", "primary")]);
+    let database = database(&cluster);
+    let mut admin = database.connect(OWNER);
+    let mut receive = |node: &str, time: i64, sqlstate: &[u8; 5]| {
+        let events = sent(&mut admin, time, sqlstate);
+        admin.query_one(
+            "SELECT impersonate.audit_receive($1, (SELECT system_identifier::text FROM pg_control_system()),
+                                              gen_random_uuid(), $2)",
+            &[&node, &events],
+        )
+    };
+    for time in [
+        i64::MIN,
+        i64::MAX,
+        1 - i64::MAX,
+        i64::MAX - 1,
+        8000 * 31_557_600 * SECOND,
+        -200 * 31_557_600 * SECOND,
+    ] {
+        fails_with("22P03", receive("north", time, b"00000"));
+    }
+    for sqlstate in [b"\0\0\0\0\0", b"4250\xff", b"0000'"] {
+        fails_with("22P03", receive("north", 0, sqlstate));
+    }
+    for (node, year) in [("a", -99), ("b", 0), ("c", 20), ("d", 7999)] {
+        let done = receive(node, year * 31_557_600 * SECOND, b"42P01").unwrap();
+        assert_eq!(done.get::<_, i64>(0), 1, "{year}");
+    }
+    assert_eq!(rows(&mut admin), 4);
+    as_bob(&database).batch_execute("SELECT 1").unwrap();
+    assert!(rows(&mut admin) >= 6);
+    let report: i32 = admin
+        .query_one("SELECT length(impersonate.report())", &[])
+        .unwrap()
+        .get(0);
+    assert!(report > 0);
+}

@@ -995,6 +995,23 @@ fn refuse_open_cursors(local: bool) {
     }
 }
 
+/// Why the impersonation in force can't end yet, if it is so: the target's code would run as somebody else (S9).
+pub fn deferred() -> Option<Refusal> {
+    let state = in_force()?;
+    let table = leftovers::deferred_code()?;
+    Some(Refusal {
+        sqlstate: PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+        message: format!(
+            "cannot end the impersonation of \"{}\" before its deferred triggers have run",
+            name_text(&state.target_name)
+        ),
+        detail: Some(format!(
+            "Those of table \"{table}\" would run as whoever is in force when the transaction ends."
+        )),
+        hint: Some("SET CONSTRAINTS ALL IMMEDIATE; runs them. Or end the transaction first.".to_owned()),
+    })
+}
+
 /// The transaction is about to commit: what ends with it leaves nothing behind (S9).
 pub fn before_commit() {
     try_start();

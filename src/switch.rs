@@ -71,6 +71,9 @@ pub fn go(door: &Door, request: &Request) -> Vec<u8> {
     if let Err(refusal) = session::may_change(request.cookie.as_ref()) {
         deny(door, request.target, &refusal, reason);
     }
+    if let Some(refusal) = session::deferred() {
+        deny(door, request.target, &refusal, reason);
+    }
     let Some(target) = request.target else {
         if request.local {
             if let Err(refusal) = session::may_end_locally() {

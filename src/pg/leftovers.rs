@@ -36,6 +36,44 @@ fn texts(query: &str, arguments: &[pgrx::datum::DatumWithOid]) -> Vec<String> {
     }
 }
 
+/// A table with deferred triggers to come whose code would run as whoever is in force when their time comes: of functions
+/// that somebody wrote, or of expressions of an exclusion constraint. Foreign keys are the table's owner's to check. From 18
+/// on each runs as the role under which it was queued.
+#[cfg(not(feature = "pg18"))]
+pub fn deferred_code() -> Option<String> {
+    // SAFETY: reads the transaction's state. Without a number it has written nothing.
+    if unsafe { pg_sys::GetTopTransactionIdIfAny() } == pg_sys::InvalidTransactionId {
+        return None;
+    }
+    let tables = with_snapshot(|| {
+        as_superuser(|| {
+            texts(
+                "SELECT DISTINCT t.tgrelid::text
+                   FROM pg_catalog.pg_trigger t LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = t.tgconstrindid
+                  WHERE t.tgdeferrable AND (t.tgfoid >= 16384 OR i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)",
+                &[],
+            )
+        })
+    });
+    tables.iter().find_map(|table| {
+        let table = Oid::from(table.parse::<u32>().ok()?);
+        // SAFETY: looks through the queue of the transaction; the name is null or a string.
+        unsafe {
+            if !pg_sys::AfterTriggerPendingOnRel(table) {
+                return None;
+            }
+            let name = pg_sys::get_rel_name(table);
+            let text = |name| super::identity::to_utf8(CStr::from_ptr(name).to_bytes()).to_string();
+            Some(if name.is_null() { String::new() } else { text(name) })
+        }
+    })
+}
+
+#[cfg(feature = "pg18")]
+pub fn deferred_code() -> Option<String> {
+    None
+}
+
 fn run(statement: &str) {
     if let Err(error) = Spi::connect_mut(|client| client.update(statement, None, &[]).map(|_| ())) {
         failed(&error)

@@ -696,3 +696,117 @@ fn s9_plans_made_inside_do_not_serve_her() {
         assert_eq!(session.value("SELECT <s>.read()"), "hers", "{end}");
     }
 }
+
+// ---------------------------------------------------------------------------------------------------- deferred triggers ---
+
+/// Before 18 a deferred trigger runs as whoever is in force when its time comes. What the target's tables run then is the
+/// target's code.
+#[test]
+fn s9_no_deferred_code_of_the_targets_runs_as_her() {
+    let stage = Stage::new();
+    stage.admin(
+        "CREATE SCHEMA <s>_his AUTHORIZATION <bob>; GRANT USAGE ON SCHEMA <s>_his TO PUBLIC;
+         CREATE EXTENSION IF NOT EXISTS btree_gist",
+    );
+    let mut bob = stage.session_of("bob");
+    for sql in [
+        "CREATE TABLE <s>_his.log (who text); GRANT ALL ON <s>_his.log TO PUBLIC",
+        "CREATE TABLE <s>_his.triggers (a int); GRANT ALL ON <s>_his.triggers TO PUBLIC",
+        "CREATE FUNCTION <s>_his.trap() RETURNS trigger LANGUAGE plpgsql
+             AS $$BEGIN INSERT INTO <s>_his.log VALUES (current_user); RETURN NULL; END$$",
+        "CREATE CONSTRAINT TRIGGER trap AFTER INSERT ON <s>_his.triggers DEFERRABLE INITIALLY DEFERRED
+             FOR EACH ROW EXECUTE FUNCTION <s>_his.trap()",
+        "CREATE TABLE <s>_his.parted (a int) PARTITION BY LIST (a); GRANT ALL ON <s>_his.parted TO PUBLIC",
+        "CREATE CONSTRAINT TRIGGER trap AFTER INSERT ON <s>_his.parted DEFERRABLE INITIALLY DEFERRED
+             FOR EACH ROW EXECUTE FUNCTION <s>_his.trap()",
+        "CREATE TABLE <s>_his.part PARTITION OF <s>_his.parted DEFAULT",
+        // It is asked of each row, when it is written and when its time comes.
+        "CREATE FUNCTION <s>_his.note() RETURNS void LANGUAGE plpgsql
+             AS $$BEGIN INSERT INTO <s>_his.log VALUES (current_user); END$$",
+        "CREATE FUNCTION <s>_his.counted(a int) RETURNS int IMMUTABLE LANGUAGE plpgsql
+             AS $$BEGIN PERFORM <s>_his.note(); RETURN a; END$$",
+        "CREATE TABLE <s>_his.excluded (a int,
+             EXCLUDE USING gist (<s>_his.counted(a) WITH =) DEFERRABLE INITIALLY DEFERRED)",
+        "GRANT ALL ON <s>_his.excluded TO PUBLIC",
+        "CREATE TABLE <s>_his.partly (a int,
+             EXCLUDE USING gist (a WITH =) WHERE (<s>_his.counted(a) = a) DEFERRABLE INITIALLY DEFERRED)",
+        "GRANT ALL ON <s>_his.partly TO PUBLIC",
+        // These run nobody's code, or their table's owner's.
+        "CREATE TABLE <s>_his.named (a int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)",
+        "CREATE TABLE <s>_his.refers (a int REFERENCES <s>_his.triggers_key DEFERRABLE INITIALLY DEFERRED)",
+        "GRANT ALL ON <s>_his.named, <s>_his.refers TO PUBLIC",
+    ] {
+        if sql.contains("triggers_key") {
+            bob.ok("CREATE TABLE <s>_his.triggers_key (a int PRIMARY KEY)");
+        }
+        bob.ok(sql);
+    }
+    let old = stage.look("SELECT current_setting('server_version_num')::int < 180000")[0][0].as_deref() == Some("t");
+    for table in ["triggers", "parted", "excluded", "partly"] {
+        // A constraint's code is queued for what was in doubt, and is in force again.
+        let write = |session: &mut Session| {
+            session.ok(&format!("INSERT INTO <s>_his.{table} VALUES (1), (1)"));
+            session.ok(&format!(
+                "DELETE FROM <s>_his.{table} t WHERE ctid = (SELECT min(ctid) FROM <s>_his.{table})"
+            ));
+        };
+        for end in [
+            "SELECT setuser()",
+            "RESET impersonate.target",
+            "SET impersonate.target = ''",
+            "SELECT set_config('impersonate.target', '', false)",
+            "CALL impersonate.impersonate_user(NULL)",
+            "SELECT setuser('<imp>')",
+            "SELECT setuser('<imp>', local => true)",
+        ] {
+            let mut session = stage.session();
+            session.ok("BEGIN");
+            session.become_role("bob");
+            write(&mut session);
+            if old {
+                let error = session.fails("55006", end);
+                assert!(error
+                    .hint
+                    .as_deref()
+                    .is_some_and(|hint| hint.contains("SET CONSTRAINTS ALL IMMEDIATE")));
+                session.ok("ROLLBACK");
+            } else {
+                session.ok(end);
+                session.ok("COMMIT");
+            }
+            // As the hint says.
+            let mut session = stage.session();
+            session.ok("BEGIN");
+            session.become_role("bob");
+            write(&mut session);
+            session.ok("SET CONSTRAINTS ALL IMMEDIATE");
+            session.ok(end);
+            session.ok("ROLLBACK");
+        }
+        // The end of the transaction is an end, too; a savepoint that is gone took them along.
+        for end in ["COMMIT", "ROLLBACK TO a; SELECT setuser(); COMMIT"] {
+            let mut session = stage.session();
+            session.ok("BEGIN");
+            session.ok("SELECT setuser('<bob>', local => true)");
+            session.ok("SAVEPOINT a");
+            write(&mut session);
+            for sql in end.split("; ") {
+                session.ok(sql);
+            }
+            session.is_itself();
+        }
+        stage.admin(&format!("TRUNCATE <s>_his.{table}"));
+    }
+    for table in ["named", "refers"] {
+        let mut session = stage.session();
+        stage.admin("INSERT INTO <s>_his.triggers_key VALUES (7) ON CONFLICT DO NOTHING");
+        session.ok("BEGIN");
+        session.become_role("bob");
+        session.ok(&format!("INSERT INTO <s>_his.{table} VALUES (7)"));
+        session.ok("SELECT setuser()");
+        session.ok("COMMIT");
+        session.is_itself();
+    }
+    let who = stage.look("SELECT DISTINCT who FROM <s>_his.log");
+    assert_eq!(who, [[Some(stage.name("bob"))]]);
+}

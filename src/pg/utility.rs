@@ -116,6 +116,8 @@ pub fn changes_roles(utility: &Utility) -> bool {
                     OBJECT_EXTENSION | OBJECT_SCHEMA
                 )
             }
+            // They are found by its name.
+            Some(NodeTag::T_RenameStmt) => (*node.cast::<pg_sys::RenameStmt>()).renameType == OBJECT_SCHEMA,
             Some(kind) => may_change_roles(kind),
             None => false,
         }

@@ -240,3 +240,31 @@ fn d1_a_role_that_is_renamed_meanwhile_is_told_by_its_new_name() {
          SETUSER robert alicia robert, STATEMENT robert alicia robert, STATEMENT bob alicia bob, RESETUSER bob alicia bob"
     );
 }
+
+/// E2: rights and audit are found by it.
+#[test]
+fn e2_the_schema_of_the_extension_is_not_renamed_from_under_an_impersonation() {
+    let cluster = Cluster::start_new();
+    cast(&cluster);
+    let mut admin = cluster.connect("postgres", "postgres");
+    admin.batch_execute("CREATE SCHEMA other").unwrap();
+    let mut alice = cluster.connect("alice", "postgres");
+    alice.batch_execute("SELECT setuser('bob')").unwrap();
+    let error = fails_with(
+        "55006",
+        admin.batch_execute("ALTER SCHEMA impersonate RENAME TO elsewhere"),
+    );
+    assert!(error.detail.unwrap_or_default().contains("Criterion A1"));
+    admin.batch_execute("ALTER SCHEMA other RENAME TO another").unwrap();
+    assert_eq!(value(&mut alice, "SELECT current_user::text"), "bob");
+    // Without one it is the superuser's own affair: nobody impersonates as long as it is so.
+    alice.batch_execute("SELECT setuser()").unwrap();
+    admin
+        .batch_execute("ALTER SCHEMA impersonate RENAME TO elsewhere")
+        .unwrap();
+    fails_with("42501", alice.batch_execute("SELECT setuser('bob')"));
+    admin
+        .batch_execute("ALTER SCHEMA elsewhere RENAME TO impersonate")
+        .unwrap();
+    alice.batch_execute("SELECT setuser('bob')").unwrap();
+}

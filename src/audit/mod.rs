@@ -180,12 +180,14 @@ pub fn push_reserved(event: &Event, reservation: usize) -> u64 {
     })
 }
 
-/// Pushes an event of a session that need not be impersonating: if there is room it goes into the queue, with a warning
-/// if no writer can be started for it now. Otherwise waits and raises as `reserve` does.
+/// Pushes an event of a session that need not be impersonating: if there is room it goes into the queue, with a warning,
+/// and also into the server log, if no writer can be started for it now. Otherwise waits and raises as `reserve` does.
 pub fn push(event: &Event) -> u64 {
     if let Some(ticket) = try_push(event) {
         if Ticket::parse(ticket).is_some_and(|Ticket { lane, .. }| lane.lacks_writer()) {
             wait::warn_no_worker();
+            // The queue doesn't outlive the server, whose restart may be what it takes.
+            writer::log_event(event, "no background worker slot is free, so it waits in the queue");
         }
         return ticket;
     }

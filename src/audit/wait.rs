@@ -346,7 +346,9 @@ pub(super) fn warn_no_worker() {
         message,
         function_name!(),
     )
-    .set_detail(format!("{detail} The audit event waits in the queue."))
+    .set_detail(format!(
+        "{detail} The audit event waits in the queue, and is in the server log."
+    ))
     .set_hint(hint)
     .report(PgLogLevel::WARNING);
 }

@@ -338,6 +338,10 @@ fn l6_without_a_free_worker_slot_rights_can_be_granted_and_nobody_impersonated()
         .batch_execute("CREATE ROLE imp LOGIN; CREATE ROLE carol LOGIN")
         .unwrap();
     owner.batch_execute("GRANT \"SET USER\" (carol) TO imp").unwrap();
+    // A restart, which more slots need, would lose it.
+    let logged =
+        "audit event not stored, no background worker slot is free, so it waits in the queue: {\"event\": \"GRANT\"";
+    assert_eq!(cluster.log().matches(logged).count(), 1, "{}", cluster.log());
     let error = fails_with("53400", two.connect(OWNER).batch_execute("SELECT setuser('bob')"));
     assert!(error.hint.is_some_and(|hint| hint.contains("max_worker_processes")));
     owner.batch_execute("INSERT INTO t VALUES (1)").unwrap();

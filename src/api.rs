@@ -124,12 +124,7 @@ fn captured(
 
 fn require_preloading() {
     if !active::available() {
-        session::raise(&refusal(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "impersonate must be loaded via \"shared_preload_libraries\"".to_owned(),
-            None,
-            Some("Add impersonate to shared_preload_libraries in postgresql.conf and restart the server.".to_owned()),
-        ));
+        session::raise(&crate::pg::guc::not_preloaded());
     }
 }
 

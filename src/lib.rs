@@ -26,7 +26,7 @@ pgrx::pg_module_magic!();
 #[pgrx::pg_guard]
 extern "C-unwind" fn _PG_init() {
     if !pg::identity::preloading() {
-        return;
+        return pg::guc::refuse_target();
     }
     // Else an error of the server that passes through Rust code arrives with a stack trace for DETAIL.
     std::env::set_var("RUST_LIB_BACKTRACE", "0");

@@ -255,6 +255,48 @@ pub fn install(handlers: &'static Handlers) {
     }
 }
 
+/// The library wasn't preloaded.
+pub fn not_preloaded() -> Refusal {
+    Refusal {
+        sqlstate: pgrx::PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        message: "impersonate must be loaded via \"shared_preload_libraries\"".to_owned(),
+        detail: None,
+        hint: Some("Add impersonate to shared_preload_libraries in postgresql.conf and restart the server.".to_owned()),
+    }
+}
+
+/// Defines `impersonate.target` such that nothing can be set: else the server takes it for a setting of nobody's, and who
+/// sets it thinks to act as the target. In a session that loaded the library by itself.
+pub fn refuse_target() {
+    // SAFETY: as in install().
+    unsafe {
+        pg_sys::DefineCustomStringVariable(
+            c"impersonate.target".as_ptr(),
+            c"The role that the session acts as; here it cannot be set, as the library was not preloaded.".as_ptr(),
+            std::ptr::null(),
+            TARGET_VALUE.0.as_ptr(),
+            c"".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GUC_DISALLOW_IN_FILE as i32,
+            Some(check_not_preloaded),
+            None,
+            None,
+        );
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_not_preloaded(
+    newval: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    source: GucSource::Type,
+) -> bool {
+    // SAFETY: the hook's own arguments; a value of ours is never null.
+    let empty = unsafe { CStr::from_ptr(*newval) }.is_empty();
+    // ALTER ROLE ... SET, as a restored dump has it: it counts when the library is there.
+    empty || source == GucSource::PGC_S_TEST || refuse(&not_preloaded())
+}
+
 /// Sets `impersonate.target`: the value goes through the check hook as any other.
 pub fn set_target(value: &CStr, local: bool) {
     let action = if local {

@@ -2058,6 +2058,53 @@ fn not_preloaded_setuser_says_what_to_do() {
     assert_eq!(client.query_one("SHOW role", &[]).unwrap().get::<_, String>(0), "none");
 }
 
+/// D1: nobody thinks to act as somebody else where the library is but loaded, by each session or by a call.
+#[test]
+fn d1_not_preloaded_no_door_seems_to_open() {
+    let cluster = Cluster::builder()
+        .setting("shared_preload_libraries", "")
+        .setting("session_preload_libraries", "impersonate")
+        .start();
+    let database = cluster.database("bare");
+    let mut client = database.connect("postgres");
+    let refused = |client: &mut postgres::Client| {
+        for door in [
+            "SELECT setuser('postgres')",
+            "SET impersonate.target = 'postgres'",
+            "SET LOCAL impersonate.target = 'postgres'",
+            "SELECT set_config('impersonate.target', 'postgres', false)",
+            "CALL impersonate.impersonate_user('postgres')",
+        ] {
+            let error = fails_with("55000", client.batch_execute(door));
+            assert!(error.hint.unwrap().contains("shared_preload_libraries"), "{door}");
+        }
+        let target: String = client.query_one("SHOW impersonate.target", &[]).unwrap().get(0);
+        assert_eq!(target, "");
+    };
+    refused(&mut client);
+    client
+        .batch_execute("RESET impersonate.target; SET impersonate.target = ''")
+        .unwrap();
+    // A dump can be restored.
+    client
+        .batch_execute("CREATE ROLE not_yet LOGIN; ALTER ROLE not_yet SET impersonate.target = 'postgres'")
+        .unwrap();
+    let mut later = database.connect("not_yet");
+    let target: String = later.query_one("SHOW impersonate.target", &[]).unwrap().get(0);
+    assert_eq!(target, "");
+    // With no library at all, what was set before it came by a call is taken back.
+    cluster.set("session_preload_libraries", "");
+    cluster.reload();
+    wait_until("new sessions load nothing", || {
+        client = database.connect("postgres");
+        let libraries = "SHOW session_preload_libraries";
+        client.query_one(libraries, &[]).unwrap().get::<_, String>(0).is_empty()
+    });
+    client.batch_execute("SET impersonate.target = 'postgres'").unwrap();
+    fails_with("55000", client.batch_execute("SELECT setuser('postgres')"));
+    refused(&mut client);
+}
+
 // ---------------------------------------------------------------------------------------------- all of it, at random ---
 
 /// A small generator of its own: the same walk at each run.

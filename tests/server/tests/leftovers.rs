@@ -773,6 +773,7 @@ fn s9_no_deferred_code_of_the_targets_runs_as_her() {
             } else {
                 session.ok(end);
                 session.ok("COMMIT");
+                stage.admin(&format!("TRUNCATE <s>_his.{table}"));
             }
             // As the hint says.
             let mut session = stage.session();

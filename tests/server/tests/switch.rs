@@ -4,7 +4,7 @@
 
 mod stage;
 
-use impersonate_server_tests::raw::{error_in, rows_in, tags_in, RawClient, Transaction};
+use impersonate_server_tests::raw::{error_in, rows_in, tags_in, Message, RawClient, Transaction};
 use impersonate_server_tests::{fails_with, shared, wait_until, Cluster};
 use stage::{lasting, Protocol, Session, Stage, PROTOCOLS};
 
@@ -2234,4 +2234,65 @@ fn s3_a_random_walk_never_disagrees_1() {
 #[test]
 fn s3_a_random_walk_never_disagrees_2() {
     random_walk(0xD1B5_4A32_D192_ED03, 400);
+}
+
+/// The protocol's portals are cursors, too, read in part or not at all.
+#[test]
+fn s9_no_portal_of_the_protocol_goes_from_one_to_the_other() {
+    let stage = Stage::new();
+    stage.admin(
+        "CREATE TABLE <s>.his AS SELECT generate_series(1, 9) AS a; GRANT SELECT ON <s>.his TO <bob>;
+         CREATE TABLE <s>.hers AS SELECT generate_series(1, 9) AS a; GRANT SELECT ON <s>.hers TO <imp>",
+    );
+    let code = |answer: &[Message]| error_in(answer).map(|error| error.code).unwrap_or_default();
+    for in_block in [true, false] {
+        for read in [0, 1] {
+            let open = |client: &mut RawClient, sql: &str| {
+                client.parse("", &stage.sql(sql), &[]);
+                client.bind("p", "", &[]);
+                if read > 0 {
+                    client.execute("p", read);
+                }
+                if in_block {
+                    // A Sync in a block leaves portals open.
+                    client.sync();
+                    client.flush();
+                    let answer = client.read_until_ready();
+                    assert!(error_in(&answer).is_none(), "{sql}: {answer:?}");
+                }
+            };
+            let switch = |client: &mut RawClient, sql: &str| {
+                client.parse("", &stage.sql(sql), &[]);
+                client.bind("", "", &[]);
+                client.execute("", 0);
+                client.execute("p", 0);
+                client.sync();
+                client.flush();
+                client.read_until_ready()
+            };
+            for (begin, end) in [
+                ("SELECT setuser('<bob>')", "SELECT setuser()"),
+                ("SELECT setuser('<bob>')", "RESET impersonate.target"),
+                ("SELECT setuser('<bob>')", "SELECT setuser('<carol>')"),
+                ("SELECT setuser('<bob>')", "SELECT setuser('<carol>', local => true)"),
+            ] {
+                let mut client = RawClient::connect(stage.cluster(), &stage.name("imp"), stage.database());
+                client.simple(&stage.sql(begin));
+                if in_block {
+                    client.simple("BEGIN");
+                }
+                open(&mut client, "SELECT a, current_user FROM <s>.his");
+                let answer = switch(&mut client, end);
+                let expected = if end.contains("local") { "55006" } else { "34000" };
+                assert_eq!(code(&answer), expected, "{end}, {read}, {in_block}: {answer:?}");
+            }
+            let mut client = RawClient::connect(stage.cluster(), &stage.name("imp"), stage.database());
+            if in_block {
+                client.simple("BEGIN");
+            }
+            open(&mut client, "SELECT a, current_user FROM <s>.hers");
+            let answer = switch(&mut client, "SELECT setuser('<bob>')");
+            assert_eq!(code(&answer), "55006", "{read}, {in_block}: {answer:?}");
+        }
+    }
 }

@@ -675,7 +675,7 @@ CREATE VIEW impersonate.audit_impersonations AS
              WHERE a.impersonation_id IS NOT NULL
              GROUP BY a.impersonation_id) i
       LEFT JOIN (SELECT a.impersonation_id,
-                        array_agg(DISTINCT regexp_replace(r.relation, ' \([a-z, ]*\)$', '')) AS tables
+                        array_agg(DISTINCT regexp_replace(r.relation, ' [(][a-z, ]*[)]$', '')) AS tables
                    FROM impersonate.audit a, unnest(a.relations) r(relation)
                   WHERE a.impersonation_id IS NOT NULL
                   GROUP BY a.impersonation_id) t ON t.impersonation_id = i.impersonation_id;
@@ -692,8 +692,8 @@ COMMENT ON COLUMN impersonate.audit_impersonations.tables IS 'relations that its
 REVOKE ALL ON impersonate.audit_impersonations FROM PUBLIC;
 
 CREATE VIEW impersonate.audit_tables AS
-    SELECT regexp_replace(r.relation, ' \([a-z, ]*\)$', '') AS relation,
-           string_to_array(substring(r.relation, ' \(([a-z, ]*)\)$'), ', ') AS access,
+    SELECT regexp_replace(r.relation, ' [(][a-z, ]*[)]$', '') AS relation,
+           string_to_array(substring(r.relation, ' [(]([a-z, ]*)[)]$'), ', ') AS access,
            a.event_id, a.event_time,
            a.session_user_name AS person,
            a.user_name AS acted_as,

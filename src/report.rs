@@ -343,9 +343,9 @@ fn denied(period: &Period) -> Listed<Denied> {
 
 fn relations(period: &Period) -> Listed<Relation> {
     let rows = period.of(
-        r"impersonate.audit, unnest(relations) r(named),
-          LATERAL (SELECT regexp_replace(named, ' \([a-z, ]*\)$', '') AS name,
-                          string_to_array(substring(named, ' \(([a-z, ]*)\)$'), ', ') AS access) t",
+        "impersonate.audit, unnest(relations) r(named),
+          LATERAL (SELECT regexp_replace(named, ' [(][a-z, ]*[)]$', '') AS name,
+                          string_to_array(substring(named, ' [(]([a-z, ]*)[)]$'), ', ') AS access) t",
         "count(*) OVER (), t.name, count(*) FILTER (WHERE 'select' = ANY (t.access)),
          count(*) FILTER (WHERE 'insert' = ANY (t.access)), count(*) FILTER (WHERE 'update' = ANY (t.access)),
          count(*) FILTER (WHERE 'delete' = ANY (t.access)),

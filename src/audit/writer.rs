@@ -224,7 +224,10 @@ pub(super) fn set_settings() {
     worker::set(c"plan_cache_mode", c"force_generic_plan");
     worker::set(c"jit", c"off");
     worker::set(c"max_parallel_workers_per_gather", c"0");
-    // As partitions are told by bounds in text.
+    // An error is to be told, and tried again after.
+    worker::set(c"exit_on_error", c"off");
+    // As the table is told by how it is partitioned, in text, and partitions by their bounds.
+    worker::set(c"quote_all_identifiers", c"off");
     worker::set(c"timezone", c"UTC");
     worker::set(c"datestyle", c"ISO, YMD");
     // The newest row is found through the primary key, whatever the statistics say.

@@ -258,3 +258,40 @@ fn hashes(client: &mut Client) -> Vec<Vec<u8>> {
         .unwrap();
     rows.iter().map(|row| row.get(0)).collect()
 }
+
+/// What its owner may set for a database changes neither what the writer does nor what the extension consists of.
+#[test]
+fn l6_settings_of_a_database_do_not_reach_the_audit() {
+    let cluster = cluster();
+    let database = cluster.empty_database("settings");
+    let mut admin = cluster.connect(OWNER, OWNER);
+    for setting in [
+        "quote_all_identifiers = on",
+        "standard_conforming_strings = off",
+        "exit_on_error = on",
+    ] {
+        admin
+            .batch_execute(&format!("ALTER DATABASE {} SET {setting}", database.name))
+            .unwrap();
+    }
+    let mut owner = database.connect(OWNER);
+    owner
+        .batch_execute("CREATE EXTENSION impersonate; CREATE TABLE t (i int)")
+        .unwrap();
+    owner.batch_execute("SELECT setuser('bob')").unwrap();
+    owner.batch_execute("SELECT * FROM t").unwrap();
+    owner.batch_execute("SELECT setuser()").unwrap();
+    owner.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    let row = owner
+        .query_one("SELECT relation, access FROM impersonate.audit_tables", &[])
+        .unwrap();
+    let told: (String, Vec<String>) = (row.get(0), row.get(1));
+    assert_eq!(told, ("public.t".to_owned(), vec!["select".to_owned()]));
+    let tables: Vec<String> = owner
+        .query_one("SELECT tables FROM impersonate.audit_impersonations", &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(tables, ["public.t"]);
+    let page: String = owner.query_one("SELECT impersonate.report()", &[]).unwrap().get(0);
+    assert!(page.contains("public.t") && !page.contains("(select)"), "{page}");
+}

@@ -419,6 +419,26 @@ fn session_user_changes() {
     }
 }
 
+/// Another extension may put a role in force that no setting tells of, and keep the session in it: the end of an
+/// impersonation would be a way out.
+fn refuse_foreign_role() {
+    let expected = amounts_to().map_or(identity::session_user(), |(role, _)| role);
+    let found = identity::role_in_force();
+    if found != expected {
+        let name = |role| identity::to_utf8(&identity::role_name(role).unwrap_or_default());
+        raise(&Refusal {
+            sqlstate: PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            message: "cannot impersonate under a role that another extension has put in force".to_owned(),
+            detail: Some(format!(
+                "Role \"{}\" is in force where settings say \"{}\".",
+                name(found),
+                name(expected)
+            )),
+            hint: Some("Leave it first, by that extension's way.".to_owned()),
+        });
+    }
+}
+
 /// What the recorded values amount to: the role to be in force, or None for the session user.
 fn amounts_to() -> Option<(Oid, bool)> {
     let role = SESSION.with(|session| session.role.get());
@@ -748,6 +768,7 @@ pub fn make_ready(local: bool, reason: Option<&[u8]>, door: &Door) -> usize {
         refuse_open_cursors(local);
     }
     crate::audit::require_writer();
+    refuse_foreign_role();
     trampoline::follow_transactions();
     switches();
     statements::stand_by();

@@ -5,7 +5,7 @@
 
 mod stage;
 
-use impersonate_server_tests::raw::{error_in, Transaction};
+use impersonate_server_tests::raw::{error_in, rows_in, Transaction};
 use impersonate_server_tests::{signal, wait_until, Cluster, ServerError};
 use stage::{lasting, Kind, Protocol, Session, Stage, KINDS, PROTOCOLS};
 use std::sync::OnceLock;
@@ -951,6 +951,21 @@ fn x2_a_role_put_in_force_behind_the_settings_back_is_fatal_and_on_record() {
         println!("SKIPPED: X2 cannot be tested, as a release has no test entries");
         return;
     }
+    // As set_user does: what keeps a session in a role isn't left by way of an impersonation.
+    let mut session = stage.session();
+    stage.admin(make);
+    stage.admin("GRANT EXECUTE ON FUNCTION <s>.put_in_force TO PUBLIC");
+    session.ok("SELECT <s>.put_in_force('<carol>'::regrole)");
+    for door in [
+        "SELECT setuser('<bob>')",
+        "SELECT setuser('<bob>', local => true)",
+        "SET impersonate.target = '<bob>'",
+    ] {
+        let error = error_in(&session.send(Protocol::Simple, door)).expect(door);
+        assert_eq!(error.code, "55000", "{error:?}");
+    }
+    let user = rows_in(&session.send(Protocol::Simple, "SELECT current_user"));
+    assert_eq!(user, [[Some(stage.name("carol"))]]);
     for kind in KINDS {
         let stage = Stage::new();
         kind.empower(&stage);

@@ -174,7 +174,7 @@ unsafe extern "C-unwind" fn rows_change(list: *mut pg_sys::List) {
                 let entry = &*entry.cast::<pg_sys::RTEPermissionInfo>();
                 (entry.relid, entry.requiredPerms)
             };
-            let writes = u64::from(wanted) & u64::from(WRITES) != 0;
+            let writes = super::version::acl_bits(wanted) & u64::from(WRITES) != 0;
             if !writes || relation == Oid::INVALID {
                 continue;
             }

@@ -145,12 +145,12 @@ unsafe fn of_plan(plan: *const pg_sys::PlannedStmt, found: &mut Vec<Touched>) {
         #[cfg(feature = "pg15")]
         let wanted = list_pointers((*plan).rtable).map(|entry| {
             let entry = &*entry.cast::<pg_sys::RangeTblEntry>();
-            (entry.relid, u64::from(entry.requiredPerms))
+            (entry.relid, super::version::acl_bits(entry.requiredPerms))
         });
         #[cfg(not(feature = "pg15"))]
         let wanted = list_pointers((*plan).permInfos).map(|entry| {
             let entry = &*entry.cast::<pg_sys::RTEPermissionInfo>();
-            (entry.relid, u64::from(entry.requiredPerms))
+            (entry.relid, super::version::acl_bits(entry.requiredPerms))
         });
         for (relation, privileges) in wanted {
             let access = Access::wanted(privileges);

@@ -151,9 +151,16 @@ pub unsafe fn membership_row(tuple: pg_sys::HeapTuple) -> MembershipRow {
     }
 }
 
+/// Privileges, as many bits as they have in this version.
+// Since 16 they have 64.
+#[allow(clippy::useless_conversion)]
+pub fn acl_bits(mode: pg_sys::AclMode) -> u64 {
+    u64::from(mode)
+}
+
 /// The low half of an ACL item's bits are privileges, the high half the right to grant them.
 pub fn acl_halves(bits: pg_sys::AclMode) -> (u64, u64) {
-    let bits = u64::from(bits);
+    let bits = acl_bits(bits);
     if cfg!(feature = "pg15") {
         (bits & 0xFFFF, bits >> 16)
     } else {
@@ -358,7 +365,7 @@ impl Wanted {
             if !is_relation || of.relid == pg_sys::Oid::INVALID {
                 return None;
             }
-            (of.relid, u64::from(of.requiredPerms), of.checkAsUser)
+            (of.relid, acl_bits(of.requiredPerms), of.checkAsUser)
         };
         Some(Wanted {
             relation,

@@ -35,9 +35,13 @@ const LIBRARIES: &[&str] = &[
     "pg_surgery",
 ];
 
-/// The server's own: files, other processes, the WAL, replication slots. What only reads is none of them.
+/// The server's own: files, other processes, the WAL, replication slots, sequences that are set. What only reads is none
+/// of them, nor is nextval(): it leaves a gap.
 const FUNCTIONS: &[u32] = &[
     pg_sys::F_LO_EXPORT,
+    // What others see at once, and no ROLLBACK undoes.
+    pg_sys::F_SETVAL_REGCLASS_INT8,
+    pg_sys::F_SETVAL_REGCLASS_INT8_BOOL,
     pg_sys::F_PG_RELOAD_CONF,
     pg_sys::F_PG_ROTATE_LOGFILE,
     pg_sys::F_PG_TERMINATE_BACKEND,

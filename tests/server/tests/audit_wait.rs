@@ -560,7 +560,10 @@ fn l5_functions_that_act_outside_of_the_transaction_wait_before_they_do() {
         "SELECT pg_reload_conf()".to_owned(),
         "SELECT pg_create_physical_replication_slot('slot', true)".to_owned(),
         "SELECT pg_logical_emit_message(false, 'a', 'b')".to_owned(),
+        "SELECT setval('numbers', 1000)".to_owned(),
+        "DO $$ BEGIN PERFORM setval('numbers', 1000, false); END $$".to_owned(),
     ];
+    owner.batch_execute("CREATE SEQUENCE numbers").unwrap();
     let mut locker = locked(&database);
     for act in &acts {
         let error = client.batch_execute(act);
@@ -590,6 +593,7 @@ fn l5_functions_that_act_outside_of_the_transaction_wait_before_they_do() {
     }
     assert_eq!(number(&mut owner, "SELECT count(*) FROM t"), 0);
     assert_eq!(number(&mut owner, "SELECT count(*) FROM pg_replication_slots"), 0);
+    assert_eq!(number(&mut owner, "SELECT last_value FROM numbers"), 1);
 
     acts.truncate(12);
     for act in &acts {

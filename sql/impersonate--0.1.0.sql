@@ -503,6 +503,12 @@ CREATE FUNCTION impersonate.report_node(node text, system_identifier text, activ
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM impersonate.may_send(node, system_identifier);
+    -- What cannot be read is an error here, and not for everybody who looks.
+    IF jsonb_typeof(report_node.active) IS DISTINCT FROM 'array' THEN
+        RAISE EXCEPTION 'active impersonations must be an array' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM a.* FROM jsonb_to_recordset(report_node.active) a(database text, pid integer, impersonator text, target text,
+        since timestamptz, reason text, impersonation_id uuid);
     INSERT INTO impersonate.node_report AS r VALUES (report_node.node, clock_timestamp(), report_node.active)
         ON CONFLICT ON CONSTRAINT node_report_pkey
         DO UPDATE SET reported_at = excluded.reported_at, active = excluded.active;

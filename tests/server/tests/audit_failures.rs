@@ -484,3 +484,27 @@ fn l6_what_a_node_sends_cannot_stop_the_writer() {
         .get(0);
     assert!(report > 0);
 }
+
+#[test]
+fn n2_what_a_node_reports_can_be_read_by_others() {
+    let cluster = cluster(&[("impersonate.node_name", "primary")]);
+    let database = database(&cluster);
+    let mut admin = database.connect(OWNER);
+    let mut report = |active: Option<&str>| {
+        admin.query_one(
+            "SELECT impersonate.report_node('north', (SELECT system_identifier::text FROM pg_control_system()),
+                                            $1::text::jsonb)",
+            &[&active],
+        )
+    };
+    for active in [None, Some("5"), Some("{}"), Some("null")] {
+        fails_with("22023", report(active));
+    }
+    fails_with("22P02", report(Some(r#"[{"pid": "x"}]"#)));
+    fails_with("22007", report(Some(r#"[{"since": "x"}]"#)));
+    fails_with("22023", report(Some("[5]")));
+    report(Some(r#"[{"pid": 5, "target": "bob"}]"#)).unwrap();
+    let seen = "SELECT count(*) FROM impersonate.active_nodes WHERE node = 'north' AND pid = 5";
+    assert_eq!(number(&mut admin, seen), 1);
+    assert_eq!(number(&mut admin, "SELECT count(*) FROM impersonate.node_metrics"), 1);
+}

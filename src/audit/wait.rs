@@ -404,7 +404,7 @@ fn raise_reserved(lane: LaneHandle, bytes: u64) -> ! {
     )
 }
 
-/// Raises if the writer waits, directly or through others, for a lock of this session.
+/// Raises if the writer waits, directly or through others, for a lock of this session, or for its COMMIT.
 fn look_for_deadlock(status: &Status) {
     if status.writer_pid != 0 && worker::waits_for_me(status.writer_pid) {
         raise(
@@ -412,6 +412,17 @@ fn look_for_deadlock(status: &Status) {
             "impersonate audit writer waits for a lock that this transaction holds",
             Some("The transaction would wait for the writer, and the writer for the transaction.".into()),
             "Do not lock impersonate.audit while impersonating.",
+        );
+    }
+    if worker::in_transaction() && super::writer::extension_is_mine() {
+        raise(
+            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            "impersonate audit writer cannot store events before the extension is there",
+            Some(
+                "This transaction creates it, and would wait for the writer, and the writer for the transaction."
+                    .into(),
+            ),
+            "COMMIT first.",
         );
     }
     check_for_interrupts();

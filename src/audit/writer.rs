@@ -170,6 +170,11 @@ pub(super) fn extension_exists() -> bool {
     rows::extension_exists(TARGET.extension)
 }
 
+/// This transaction creates it, and a writer sees it only after that. Needs a transaction.
+pub(super) fn extension_is_mine() -> bool {
+    rows::extension_is_mine(TARGET.extension)
+}
+
 /// Where the postmaster starts the writer's process.
 #[pg_guard]
 #[no_mangle]

@@ -80,33 +80,71 @@ pub fn extension_exists(name: &CStr) -> bool {
     unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
 }
 
-/// Whether a transaction that isn't over creates the extension. Needs a transaction.
-pub fn extension_comes(name: &CStr) -> bool {
-    const NAME: i16 = pg_sys::Anum_pg_extension_extname as i16;
-    // SAFETY: zeros are a snapshot without transactions; a dirty one is looked at by nobody but the scan, which says in it
-    // whose the row is that it found.
+/// Rows of an extension by its name, as far as `snapshot` shows any; `each` says whether to go on.
+unsafe fn extension_rows(name: &CStr, snapshot: pg_sys::Snapshot, mut each: impl FnMut(pg_sys::HeapTuple) -> bool) {
+    // SAFETY: in a transaction; the name outlives the scan.
     unsafe {
-        let mut dirty = std::mem::zeroed::<pg_sys::SnapshotData>();
-        dirty.snapshot_type = pg_sys::SnapshotType::SNAPSHOT_DIRTY;
         let mut key = std::mem::zeroed::<pg_sys::ScanKeyData>();
         pg_sys::ScanKeyInit(
             &raw mut key,
-            NAME,
+            pg_sys::Anum_pg_extension_extname as i16,
             pg_sys::BTEqualStrategyNumber as u16,
             pg_sys::Oid::from(pg_sys::F_NAMEEQ),
             pg_sys::Datum::from(name.as_ptr()),
         );
         let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as i32);
         let by_name = pg_sys::Oid::from(pg_sys::ExtensionNameIndexId);
-        let scan = pg_sys::systable_beginscan(relation, by_name, true, &raw mut dirty, 1, &raw mut key);
-        let mut comes = false;
-        while !comes && !pg_sys::systable_getnext(scan).is_null() {
-            comes = dirty.xmin != pg_sys::InvalidTransactionId;
+        let scan = pg_sys::systable_beginscan(relation, by_name, true, snapshot, 1, &raw mut key);
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() || !each(tuple) {
+                break;
+            }
         }
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
-        comes
     }
+}
+
+/// Whether a transaction that isn't over creates the extension. Needs a transaction.
+pub fn extension_comes(name: &CStr) -> bool {
+    let mut comes = false;
+    // SAFETY: zeros are a snapshot without transactions; a dirty one is looked at by nobody but the scan, which says in it
+    // whose the row is that it found.
+    unsafe {
+        let mut dirty = std::mem::zeroed::<pg_sys::SnapshotData>();
+        dirty.snapshot_type = pg_sys::SnapshotType::SNAPSHOT_DIRTY;
+        let dirty = &raw mut dirty;
+        extension_rows(name, dirty, |_| {
+            comes = (*dirty).xmin != pg_sys::InvalidTransactionId;
+            !comes
+        });
+    }
+    comes
+}
+
+/// Whether it is this transaction that creates the extension, so that nobody else sees it. Needs a transaction.
+pub fn extension_is_mine(name: &CStr) -> bool {
+    /// HEAP_XMIN_FROZEN, and what says that xmax deletes nothing (htup_details.h).
+    const FROZEN: u16 = 0x0300;
+    const NOT_DELETED: u16 = 0x0800 | 0x1000 | 0x0080;
+    if !extension_exists(name) {
+        return false;
+    }
+    let mut seen = false;
+    // SAFETY: the server's own snapshot that shows every version of a row; its header is read while the scan holds it.
+    unsafe {
+        extension_rows(name, &raw mut pg_sys::SnapshotAnyData, |tuple| {
+            let header = (*tuple).t_data;
+            let (xmin, xmax) = ((*header).t_choice.t_heap.t_xmin, (*header).t_choice.t_heap.t_xmax);
+            let marks = (*header).t_infomask;
+            let made = marks & FROZEN == FROZEN || pg_sys::TransactionIdDidCommit(xmin);
+            let deleted = marks & NOT_DELETED == 0 && pg_sys::TransactionIdDidCommit(xmax);
+            seen = made && !deleted;
+            !seen
+        });
+    }
+    !seen
 }
 
 /// Keeps the extension from being dropped until the transaction ends, and says whether it is there. DROP EXTENSION locks

@@ -1317,12 +1317,19 @@ fn l2_a_right_that_is_granted_in_the_transaction_that_creates_the_extension_is_o
         run(&mut client, "DROP EXTENSION impersonate");
         assert_eq!(logged(&cluster), 0, "{}", cluster.log());
     }
+    // Whoever waits for it in that transaction would wait for itself.
+    run(&mut client, &format!("BEGIN; CREATE EXTENSION impersonate; {grant}"));
+    let begun = std::time::Instant::now();
+    fails_with("55006", client.batch_execute("SELECT impersonate.audit_sync()"));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+    run(&mut client, "ROLLBACK");
+    wait_until("it is in the log", || logged(&cluster) == 1);
     // What is undone was no right, and waits for nothing.
     run(
         &mut client,
         &format!("BEGIN; CREATE EXTENSION impersonate; {grant}; SELECT pg_sleep(0.5); ROLLBACK"),
     );
-    wait_until("it is in the log", || logged(&cluster) == 1);
+    wait_until("it is in the log", || logged(&cluster) == 2);
     run(&mut client, "CREATE EXTENSION impersonate");
     run(&mut client, &grant);
     assert_eq!(verify(&mut client), OK);

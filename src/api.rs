@@ -1,7 +1,7 @@
 //! The SQL functions: arguments in, one call, a result out.
 
 use crate::pg::roles::Catalogs;
-use crate::pg::{active, identity, portal, rights};
+use crate::pg::{active, identity, portal, rights, worker};
 use crate::switch::{self, refusal, Door, Request};
 use crate::target;
 use crate::{audit, capture, exempt, grants, guard, report, session, statements, trail, version};
@@ -394,7 +394,7 @@ fn active_impersonations() -> TableIterator<
                 state.impersonator,
                 state.target,
                 identity::timestamp(state.since)?,
-                state.reason.text().map(<[u8]>::to_vec),
+                state.reason.text().map(|text| worker::as_valid_text(text).into_owned()),
                 pgrx::Uuid::from_bytes(state.id),
                 identity::timestamp(entry.judged_at)?,
                 entry.judged_at >= changed_at,

@@ -127,9 +127,10 @@ pub fn exempt_roles() -> Option<Vec<u8>> {
     text(&EXEMPT_ROLES)
 }
 
-/// The reason for impersonations that are given none.
+/// The reason for impersonations that are given none. Configuration files, and settings of roles, are of all databases,
+/// whatever their encodings.
 pub fn reason() -> Option<Vec<u8>> {
-    text(&REASON)
+    text(&REASON).map(|reason| crate::pg::worker::as_valid_text(&reason).into_owned())
 }
 
 /// The regular expression that a reason must match, if one is required.

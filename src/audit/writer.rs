@@ -1087,7 +1087,9 @@ impl<'b> RowBuilder<'b> {
         let (client_addr, detail) = self.parsed(record);
         let parameters: Option<Vec<_>> = record.parameters.map(|list| list.iter().collect());
         let relations: Option<Vec<_>> = record.relations.map(|list| list.iter().collect());
-        // The only texts that nobody has looked at: roles are of all databases, whatever their encodings.
+        // Roles are of all databases, whatever their encodings, and so are sessions that tell of this one's impersonations.
+        let statement = record.statement.map(worker::as_valid_text);
+        let reason = record.reason.map(worker::as_valid_text);
         let names = [record.user_name, record.session_user_name, record.role_name].map(worker::as_valid_text);
         let [user_name, session_user_name, role_name] = &names;
         let columns: [Column; HASHED] = [
@@ -1105,14 +1107,14 @@ impl<'b> RowBuilder<'b> {
             Column::text(record.application_name),
             Column::parsed(client_addr),
             Column::text(record.command_tag),
-            Column::text(record.statement),
+            Column::text(statement.as_deref()),
             Column::array(parameters.as_deref()),
             Column::array(relations.as_deref()),
             Column::integer(record.row_count),
             Column::duration(record.duration_us),
             Column::text(Some(&record.sqlstate)),
             Column::integer(record.grant_id),
-            Column::text(record.reason),
+            Column::text(reason.as_deref()),
             Column::parsed(detail),
         ];
         let mut hasher = RowHasher::new(&self.newest.hash);

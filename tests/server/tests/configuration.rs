@@ -268,3 +268,64 @@ fn e2_the_schema_of_the_extension_is_not_renamed_from_under_an_impersonation() {
         .unwrap();
     alice.batch_execute("SELECT setuser('bob')").unwrap();
 }
+
+// ----------------------------------------------------------------------------------------- databases of other encodings ---
+
+/// L1, E1: what comes from a database of another encoding, or from a file, makes no row and no view that a client can't
+/// read, or a dump that can't be restored.
+#[test]
+fn l1_text_of_another_encoding_is_readable() {
+    let cluster = Cluster::start_new();
+    cast(&cluster);
+    let mut admin = cluster.connect("postgres", "postgres");
+    admin
+        .batch_execute("CREATE DATABASE latin ENCODING latin1 LOCALE 'C' TEMPLATE template0")
+        .unwrap();
+    let mut latin = cluster.connect("postgres", "latin");
+    latin
+        .batch_execute(
+            "CREATE EXTENSION impersonate; GRANT \"SET USER\" (bob) TO alice;
+             ALTER ROLE alice SET impersonate.reason = 'Prüfung'",
+        )
+        .unwrap();
+    // By a setting of the role, there and here.
+    let mut there = cluster.connect("alice", "latin");
+    there.batch_execute("SELECT setuser('bob')").unwrap();
+    let mut here = cluster.connect("alice", "postgres");
+    here.batch_execute("SELECT setuser('bob')").unwrap();
+    let active = "SELECT string_agg(database || ': ' || reason, ', ' ORDER BY database) FROM impersonate.active";
+    assert_eq!(value(&mut admin, active), "latin: Pr\\xFCfung, postgres: Pr\\xFCfung");
+    // By a statement of a session there about an impersonation here.
+    there.batch_execute("SELECT setuser()").unwrap();
+    fails_with("55006", latin.batch_execute("ALTER ROLE bob NOLOGIN; -- für immer"));
+    here.batch_execute("SELECT setuser()").unwrap();
+    // And by a file.
+    admin
+        .batch_execute("ALTER ROLE alice RESET impersonate.reason")
+        .unwrap();
+    cluster.set("impersonate.reason", "\\374ber");
+    cluster.reload();
+    wait_until("the file was read", || {
+        here = cluster.connect("alice", "postgres");
+        let length = "SELECT length(current_setting('impersonate.reason'))::text";
+        value(&mut here, length) != "0"
+    });
+    here.batch_execute("SELECT setuser('bob'); SELECT setuser()").unwrap();
+    let text = "SELECT string_agg(concat_ws(' ', event, statement, reason), ', ' ORDER BY event_id)
+                  FROM impersonate.audit WHERE event IN ('SETUSER', 'VIOLATION')";
+    admin.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    assert_eq!(
+        value(&mut admin, text),
+        "SETUSER SELECT setuser('bob') Pr\\xFCfung, VIOLATION ALTER ROLE bob NOLOGIN; -- f\\xFCr immer, \
+         SETUSER SELECT setuser('bob') \\xFCber"
+    );
+    latin.batch_execute("SELECT impersonate.audit_sync()").unwrap();
+    assert_eq!(value(&mut latin, text), "SETUSER SELECT setuser('bob') Prüfung");
+    for client in [&mut admin, &mut latin] {
+        let whole: bool = client
+            .query_one("SELECT ok FROM impersonate.audit_verify()", &[])
+            .unwrap()
+            .get(0);
+        assert!(whole);
+    }
+}

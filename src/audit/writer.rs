@@ -581,7 +581,7 @@ impl Writer {
         );
         let care = self.care;
         let limit = if care == Care::Usual { self.batch } else { 1 };
-        let database = worker::my_database_name();
+        let database = worker::as_valid_text(&worker::my_database_name()).into_owned();
         let node = node::name();
         let batch = open.batch();
         let mut builder = RowBuilder {

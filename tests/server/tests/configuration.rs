@@ -2,6 +2,8 @@
 
 use impersonate_server_tests::{fails_with, wait_until, Cluster};
 use postgres::Client;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 fn value(client: &mut Client, query: &str) -> String {
     client.query_one(query, &[]).unwrap().get(0)
@@ -321,6 +323,23 @@ fn l1_text_of_another_encoding_is_readable() {
     );
     latin.batch_execute("SELECT impersonate.audit_sync()").unwrap();
     assert_eq!(value(&mut latin, text), "SETUSER SELECT setuser('bob') Prüfung");
+    // By the name of a database.
+    latin
+        .batch_execute("CREATE DATABASE \"dü\" ENCODING utf8 LOCALE 'C' TEMPLATE template0")
+        .unwrap();
+    let mut psql = cluster.command("psql", "postgres", "postgres");
+    psql.env("PGDATABASE", OsStr::from_bytes(b"d\xFC"))
+        .args(["-X", "-A", "-t", "-q"]);
+    for sql in [
+        "CREATE EXTENSION impersonate",
+        "GRANT \"SET USER\" (bob) TO alice",
+        "SELECT impersonate.audit_sync()",
+        "SELECT database FROM impersonate.audit",
+    ] {
+        psql.args(["-c", sql]);
+    }
+    let said = psql.output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "d\\xFC", "{said:?}");
     for client in [&mut admin, &mut latin] {
         let whole: bool = client
             .query_one("SELECT ok FROM impersonate.audit_verify()", &[])

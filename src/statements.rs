@@ -223,10 +223,12 @@ fn who() -> Option<Who> {
     Some(Who::Login { session_user, role })
 }
 
-/// Nobody impersonates in a database without the extension, and its statements can't be stored.
+/// Nobody impersonates in a database without the extension, and its statements can't be stored. Nor can those of the
+/// transaction that creates it, before that is over: its COMMIT would wait for itself.
 fn has_no_table(who: &Who) -> bool {
     if matches!(who, Who::Login { .. }) && identity::in_transaction() {
-        NO_TABLE.set(!rights::extension_created());
+        let creates = || effects::has_transaction_id() && audit::extension_is_mine();
+        NO_TABLE.set(!rights::extension_created() || creates());
     }
     had_no_table(who)
 }

@@ -271,6 +271,11 @@ pub fn wait_flushed(ticket: u64) {
     }
 }
 
+/// Whether it is this transaction that creates the extension. Needs a transaction.
+pub fn extension_is_mine() -> bool {
+    writer::extension_is_mine()
+}
+
 /// Whether the event of this ticket is stored. Neither waits nor raises.
 pub fn is_stored(ticket: u64) -> bool {
     Ticket::parse(ticket).is_none_or(|Ticket { lane, position }| lane.is_stored(position))

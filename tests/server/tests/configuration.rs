@@ -201,6 +201,31 @@ fn l3_where_the_extension_is_not_created_statements_that_fail_start_no_writer() 
     assert_eq!(value(&mut client, failed), "1");
 }
 
+/// L3: nor is what is done in the transaction that creates it, which would wait for itself.
+#[test]
+fn l3_a_script_that_creates_the_extension_in_one_transaction_commits_with_all() {
+    for wait in ["off", "commit", "flush"] {
+        let cluster = Cluster::builder()
+            .setting("impersonate.audit_statements", "all")
+            .setting("impersonate.audit_wait", wait)
+            .start();
+        cast(&cluster);
+        let mut client = cluster.connect("postgres", "postgres");
+        client
+            .batch_execute("CREATE TABLE t (a int); SELECT impersonate.audit_sync()")
+            .unwrap();
+        let told = "SELECT string_agg(event || ' ' || command_tag, ', ' ORDER BY event_id)
+                      FROM impersonate.audit
+                     WHERE command_tag <> 'SELECT' AND detail->>'phase' IS DISTINCT FROM 'begun'";
+        assert_eq!(
+            value(&mut client, told),
+            "GRANT GRANT, STATEMENT CREATE TABLE",
+            "{wait}"
+        );
+        assert!(!cluster.log().contains("audit event not stored"), "{}", cluster.log());
+    }
+}
+
 // --------------------------------------------------------------------------------------------- roles that are renamed ---
 
 /// D1, L1: whoever has the old name by now is not who is impersonated.

@@ -463,7 +463,8 @@ judged() {
     done
 }
 judged small
-run_psql -q -c "DO \$\$ BEGIN FOR i IN 1..19000 LOOP EXECUTE format('CREATE ROLE other_%s', i); END LOOP; END \$\$"
+run_psql -q -c "DO \$\$ BEGIN FOR i IN 1..19000 LOOP EXECUTE format('CREATE ROLE other_%s', i); IF i % 1000 = 0 THEN COMMIT; END IF; END LOOP;
+    END \$\$"
 judged large
 
 # What an impersonator is compared in: with full, each of the 10,000 tables that the target was granted is looked at.

@@ -252,7 +252,8 @@ fn impersonations(period: &Period) -> Listed<Impersonation> {
 /// Which part of the period an event is in, of so many.
 fn part_of(parts: u32) -> String {
     format!(
-        "LEAST({}, floor(extract(epoch FROM event_time - $1) * {parts} / extract(epoch FROM $2 - $1)))::bigint",
+        "LEAST({}, floor((extract(epoch FROM event_time) - extract(epoch FROM $1)) * {parts}
+                         / (extract(epoch FROM $2) - extract(epoch FROM $1))))::bigint",
         parts - 1
     )
 }

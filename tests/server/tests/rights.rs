@@ -593,11 +593,11 @@ fn rights_come_back_by_name_in_a_cluster_where_roles_have_other_oids() {
     assert!(can(&mut after, "dba", "bob"));
     assert!(!can(&mut after, "eve", "bob"));
     // Used for real.
-    let row = restored
-        .connect("desk")
-        .query_one("SELECT setuser('bob')", &[])
-        .unwrap();
+    let mut desk = restored.connect("desk");
+    let row = desk.query_one("SELECT setuser('bob')", &[]).unwrap();
     assert_eq!(row.get::<_, String>(0), "bob");
+    // Over before the right goes, and not when the server gets to know of the client's end.
+    desk.simple_query("SELECT setuser()").unwrap();
     // Who granted what still holds, so CASCADE does what it would have done.
     fails_with("2BP01", after.batch_execute("REVOKE \"SET USER\" FROM dba"));
     after.batch_execute("REVOKE \"SET USER\" FROM dba CASCADE").unwrap();

@@ -354,8 +354,8 @@ fn relations(period: &Period) -> Listed<Relation> {
          (array_agg(DISTINCT session_user_name))[1:4], count(DISTINCT session_user_name), max(event_time)",
         STATEMENT,
         // Catalogs come last: every client looks into them.
-        r"GROUP BY t.name
-          ORDER BY t.name ~ '^(pg_catalog|information_schema|pg_toast|impersonate)\.', count(*) DESC, t.name",
+        "GROUP BY t.name
+          ORDER BY t.name ~ '^(pg_catalog|information_schema|pg_toast|impersonate)[.]', count(*) DESC, t.name",
         RELATIONS,
     );
     listed(&rows, |row| Relation {

@@ -171,6 +171,29 @@ fn l6_in_single_user_mode_events_are_logged_and_nothing_waits_for_them() {
     assert!(whole);
 }
 
+// --------------------------------------------------------------------------------------- what else a session may have set ---
+
+/// What a backslash is in a constant is the session's affair, and the product's own SQL has none that matter.
+#[test]
+fn old_string_constants_make_no_warning() {
+    let cluster = Cluster::builder().setting("standard_conforming_strings", "off").start();
+    cast(&cluster);
+    let mut client = cluster.connect("postgres", "postgres");
+    client
+        .batch_execute("SELECT setuser('bob'); SELECT 1; SELECT setuser(); SELECT impersonate.audit_sync()")
+        .unwrap();
+    for sql in [
+        "SELECT length(impersonate.report(now() - interval '1 hour', now()))",
+        "SELECT count(*) FROM impersonate.audit_verify()",
+        "SELECT impersonate.audit_purge(now())",
+        "SELECT count(*) FROM impersonate.explain_setuser('bob', 'alice')",
+        "SELECT count(*) FROM impersonate.audit_status",
+    ] {
+        client.batch_execute(sql).unwrap();
+    }
+    assert!(!cluster.log().contains("nonstandard use"), "{}", cluster.log());
+}
+
 // ------------------------------------------------------------------------------------- databases without the extension ---
 
 /// L3: with `all`, what fails there is no more told than what works: nothing could store it.

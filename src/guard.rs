@@ -511,9 +511,11 @@ pub fn may_terminate(pid: i32) -> Result<(), &'static str> {
     if !identity::may_signal() {
         return Err("Only superusers and members of role \"pg_signal_backend\" may end another's impersonation.");
     }
-    let superusers = active::in_force()
-        .iter()
-        .any(|entry| entry.pid == pid && identity::superuser(entry.state.impersonator));
+    let superusers = active::in_force().iter().any(|entry| {
+        // As the server does, by the login: who is a plain role since then is still that superuser.
+        entry.pid == pid
+            && (identity::superuser(entry.state.impersonator) || backends::login(pid).is_some_and(identity::superuser))
+    });
     if superusers {
         return Err("Only a superuser may end a superuser's connection.");
     }

@@ -19,6 +19,12 @@ pub fn lives(pid: i32) -> bool {
     unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
 }
 
+/// The role that a backend's client logged in as, whatever the session is now. None when there is no such backend.
+pub fn login(pid: i32) -> Option<pg_sys::Oid> {
+    // SAFETY: reads shared memory under its lock; a backend's login doesn't change.
+    unsafe { pg_sys::BackendPidGetProc(pid).as_ref().map(|process| process.roleId) }
+}
+
 /// Has an idle backend run a transaction of its own, as one does that is to catch up with what others changed. One that
 /// is inside a transaction block doesn't. Raises nothing.
 pub fn wake(pid: i32) {

@@ -77,8 +77,15 @@ pub fn install(rights_changed: fn()) {
 pub unsafe extern "C-unwind" fn rights_changed_wrapper(fcinfo: pg_sys::FunctionCallInfo) -> Datum {
     // SAFETY: the caller's promise; the trigger's relation is open.
     unsafe {
-        let data = trigger_data(fcinfo);
-        pg_sys::CacheInvalidateRelcache((*data).tg_relation);
+        let relation = (*trigger_data(fcinfo)).tg_relation;
+        if Some((*relation).rd_id) != rights::extension_table(c"set_user_grant") {
+            ereport!(
+                PgLogLevel::ERROR,
+                PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "must be called for impersonate.set_user_grant"
+            );
+        }
+        pg_sys::CacheInvalidateRelcache(relation);
     }
     // Our own statements are judged as a whole.
     if let (Some(changed), false) = (CHANGED.0.get(), super::store::is_ours()) {

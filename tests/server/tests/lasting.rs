@@ -725,6 +725,14 @@ fn e6_terminate_is_for_superusers_and_pg_signal_backend() {
     let ended: bool = guard_session.query_one(&call, &[]).unwrap().get(0);
     assert!(!ended);
     assert_eq!(error_in(&boss.simple("SELECT 1")), None);
+    // Who logged in as a superuser is one here, whoever the session's user is now.
+    for sql in ["SET SESSION AUTHORIZATION <imp>", "SELECT setuser('<bob>')"] {
+        assert_eq!(error_in(&boss.simple(&stage.sql(sql))), None);
+    }
+    assert_eq!(fails(guard_session.simple_query(&call)).code, "42501");
+    for sql in ["SELECT setuser()", "RESET SESSION AUTHORIZATION", "SELECT 1"] {
+        assert_eq!(error_in(&boss.simple(sql)), None);
+    }
     let none: Option<bool> = guard_session
         .query_one("SELECT impersonate.terminate(NULL)", &[])
         .unwrap()

@@ -164,7 +164,7 @@ pub fn hold_extension(name: &CStr) -> bool {
 }
 
 /// As `hold_extension`, for who opens one of its tables next: an extension that was held before isn't looked for again,
-/// as nothing has a cache of them. If it has gone, so have its tables.
+/// as nothing has a cache of them. If it has gone, so have its tables, and whoever opens others holds the one that is there.
 pub fn hold_extension_again(name: &CStr) -> bool {
     let held = HELD.get();
     if held == pg_sys::InvalidOid {
@@ -229,26 +229,22 @@ pub(super) unsafe fn extension_relation(name: &CStr, table: &CStr) -> Option<pg_
         if schema == pg_sys::InvalidOid {
             return None;
         }
-        let oid = pg_sys::get_relname_relid(table.as_ptr(), schema);
-        if oid == pg_sys::InvalidOid {
-            return None;
-        }
+        let mut oid = pg_sys::get_relname_relid(table.as_ptr(), schema);
         // What asks for the extension has no cache. A table that belonged to it is no stranger's as long as it is that
         // one: with the extension it goes itself.
         let is_known = KNOWN.with_borrow(|known| known.contains(&oid));
         if !is_known {
-            HELD.set(pg_sys::InvalidOid);
+            // Another extension than the one that is held may have come in its place.
+            if !hold_extension(name) {
+                return None;
+            }
+            oid = pg_sys::get_relname_relid(table.as_ptr(), schema);
         }
-        let extension = if is_known {
-            pg_sys::InvalidOid
-        } else {
-            pg_sys::get_extension_oid(name.as_ptr(), true)
-        };
-        if !is_known && extension == pg_sys::InvalidOid {
+        if oid == pg_sys::InvalidOid {
             return None;
         }
         let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
-        if !is_known && pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, oid) != extension {
+        if !is_known && pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, oid) != HELD.get() {
             refuse(name, table, "it does not belong to the extension");
         }
         let form = &*(*relation).rd_rel;

@@ -1291,6 +1291,32 @@ fn l6_a_writer_that_the_extension_was_taken_from_serves_the_one_that_is_created_
     );
 }
 
+/// Also when it remembers another one: it would hold one table of the new one and wait for the next, the other way round
+/// than DROP EXTENSION.
+#[test]
+fn l6_a_writer_holds_the_extension_before_its_tables_also_when_that_is_another_one() {
+    let cluster = Cluster::start_new();
+    let database = cluster.database("d");
+    let mut client = auditor(&database);
+    for _ in 0..3 {
+        event(&mut client, "2025-01-15", 1);
+        run(&mut client, "DROP EXTENSION impersonate; CREATE EXTENSION impersonate");
+        let mut locker = database.connect(OWNER);
+        run(
+            &mut locker,
+            "BEGIN; LOCK TABLE impersonate.audit IN ACCESS EXCLUSIVE MODE",
+        );
+        run(&mut client, "SELECT public.event('2025-01-15', 1)");
+        let holds = "SELECT bool_or(l.classid = 'pg_extension'::regclass AND e.oid IS NOT NULL AND l.granted)
+                       FROM pg_locks l LEFT JOIN pg_extension e ON l.objid = e.oid AND e.extname = 'impersonate'
+                      WHERE l.pid = (SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'impersonate.audit'::regclass)";
+        wait_until("the writer waits for the table", || text(&mut client, holds) != "-");
+        assert_eq!(text(&mut client, holds), "t");
+        run(&mut locker, "ROLLBACK");
+        assert_eq!(verify(&mut client), OK);
+    }
+}
+
 /// As a script in one transaction does it. The writer sees no extension before the COMMIT.
 #[test]
 fn l2_a_right_that_is_granted_in_the_transaction_that_creates_the_extension_is_on_record() {

@@ -22,6 +22,7 @@ SERVER_LIMIT=1800
 NEED_CONTRIB=(
     l5_a_foreign_server_is_not_written_before_the_row_is_on_disk
     l5_functions_that_act_outside_of_the_transaction_wait_before_they_do
+    l5_a_function_that_was_looked_up_before_waits_as_well
 )
 
 passed=0

@@ -42,26 +42,6 @@ fn ran(answer: &[Message]) -> usize {
     format!("{answer:?}").matches("ran ").count()
 }
 
-/// `statement|function|sqlstate` of each STATEMENT row.
-fn trail(session: &Session) -> Vec<String> {
-    let rows = session.stage().audit(session.pid(), &["STATEMENT"]);
-    let told = rows.iter().map(|row| {
-        let detail = row.detail.as_deref().unwrap_or("");
-        let function = detail
-            .split("\"function\": \"")
-            .nth(1)
-            .and_then(|rest| rest.split('"').next());
-        assert_eq!(row.user, session.stage().name("bob"), "{row:?}");
-        format!(
-            "{}|{}|{}",
-            row.statement.as_deref().unwrap_or("-"),
-            function.unwrap_or("-"),
-            row.sqlstate
-        )
-    });
-    told.collect()
-}
-
 /// The ways, each with the text of its query and the function of it that the record names.
 fn ways(stage: &Stage) -> Vec<(&'static str, String, String)> {
     let ways = [
@@ -113,7 +93,7 @@ fn l3_code_that_runs_without_a_statement_is_on_record() {
                 if lead {
                     expected.insert(0, "SELECT 1|-|00000".to_owned());
                 }
-                assert_eq!(trail(&session), expected, "{way} {query} {lead}");
+                assert_eq!(session.trail(), expected, "{way} {query} {lead}");
             }
         }
     }
@@ -137,13 +117,13 @@ fn l3_a_statement_that_begins_is_enough_of_a_record() {
             // Nobody knew that it would come to a statement.
             expected.insert(0, format!("{text}|{function}|00000"));
         }
-        assert_eq!(trail(&session), expected, "{way}");
+        assert_eq!(session.trail(), expected, "{way}");
     }
     let mut session = stage.session();
     session.ok("SELECT setuser('<bob>')");
     let text = stage.sql(&format!("SELECT <s>.fold($x${READS}$x$)"));
     assert_eq!(ran(&session.raw.simple(&text)), 1);
-    assert_eq!(trail(&session), [format!("{text}|-|00000")]);
+    assert_eq!(session.trail(), [format!("{text}|-|00000")]);
 }
 
 #[test]
@@ -161,7 +141,7 @@ fn l3_another_statement_is_no_record_of_it() {
     assert_eq!((error_in(&answer), ran(&answer)), (None, 2));
     let run = stage.sql("<s>.run");
     assert_eq!(
-        trail(&session),
+        session.trail(),
         [format!("{text}|{run}|00000"), format!("{text}|-|00000")]
     );
     // A query that a rule makes nothing of, and one behind it.
@@ -173,7 +153,7 @@ fn l3_another_statement_is_no_record_of_it() {
     let answer = session.raw.simple(&text);
     assert_eq!((error_in(&answer), ran(&answer)), (None, 1));
     assert_eq!(
-        trail(&session),
+        session.trail(),
         [format!("{text}|{run}|00000"), "SELECT 2|-|00000".to_owned()]
     );
     // The end of the impersonation.
@@ -185,7 +165,7 @@ fn l3_another_statement_is_no_record_of_it() {
     session.raw.execute("", 0);
     let answer = session.sync();
     assert_eq!(ran(&answer), 1, "{answer:?}");
-    assert_eq!(trail(&session)[0], format!("{text}|{run}|00000"));
+    assert_eq!(session.trail()[0], format!("{text}|{run}|00000"));
 }
 
 #[test]
@@ -200,7 +180,7 @@ fn l3_code_before_a_failure_is_on_record() {
             session.pipe("nonsense");
             let answer = session.sync();
             assert!(error_in(&answer).is_some(), "{way}");
-            let rows = trail(&session);
+            let rows = session.trail();
             let code = if query == READS { "00000" } else { "22012" };
             assert!(rows[0].ends_with(code), "{way}: {rows:?}");
             assert_eq!(rows.len(), if query == READS { 2 } else { 1 }, "{way}: {rows:?}");
@@ -234,12 +214,12 @@ fn l3_what_ends_with_the_transaction_needs_no_row_of_its_own() {
              FOR EACH ROW EXECUTE FUNCTION <s>.look();
          CREATE TEMP TABLE brief (word text) ON COMMIT DELETE ROWS;
          CREATE INDEX ON brief (<s>.fold(word))");
-    let before = trail(&session).len();
+    let before = session.trail().len();
     session.ok("INSERT INTO <s>.made VALUES ('x')");
     session.pipe("INSERT INTO <s>.made VALUES ('x')");
     assert_eq!(error_in(&session.sync()), None);
     session.ok("BEGIN; INSERT INTO <s>.made VALUES ('x'); COMMIT");
-    let rows = trail(&session);
+    let rows = session.trail();
     assert_eq!(rows.len() - before, 5, "{rows:#?}");
 }
 
@@ -258,13 +238,13 @@ fn l3_what_the_planner_asks_for_an_estimate_is_on_record() {
          CREATE OPERATOR <s>.<<< (FUNCTION = <s>.less, LEFTARG = integer, RIGHTARG = integer, RESTRICT = scalarltsel);
          ANALYZE <s>.many",
     );
-    let before = trail(&session).len();
+    let before = session.trail().len();
     let text = stage.sql("DELETE FROM <s>.many WHERE n OPERATOR(<s>.<<<) 5");
     session.raw.parse("", &text, &[]);
     session.raw.bind("", "", &[]);
     let answer = session.sync();
     assert_eq!(error_in(&answer), None);
     assert!(ran(&answer) > 0, "{answer:?}");
-    let rows = trail(&session);
+    let rows = session.trail();
     assert_eq!(rows[before..], [format!("{text}|-|00000")]);
 }

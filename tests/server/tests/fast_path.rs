@@ -4,7 +4,7 @@
 mod stage;
 
 use impersonate_server_tests::raw::{error_in, Message};
-use stage::{Protocol, Session, Stage};
+use stage::{Protocol, Stage};
 
 const LO_CREATE: u32 = 715;
 
@@ -12,26 +12,6 @@ const LO_CREATE: u32 = 715;
 fn function(stage: &Stage, name: &str) -> u32 {
     let rows = stage.look(&format!("SELECT '<s>.{name}'::regproc::oid"));
     rows[0][0].as_deref().unwrap().parse().unwrap()
-}
-
-/// `statement|function|sqlstate` of each STATEMENT row.
-fn trail(session: &Session) -> Vec<String> {
-    let rows = session.stage().audit(session.pid(), &["STATEMENT"]);
-    let told = rows.iter().map(|row| {
-        let detail = row.detail.as_deref().unwrap_or("");
-        let function = detail
-            .split("\"function\": \"")
-            .nth(1)
-            .and_then(|rest| rest.split('"').next());
-        assert_eq!(row.user, session.stage().name("bob"), "{row:?}");
-        format!(
-            "{}|{}|{}",
-            row.statement.as_deref().unwrap_or("-"),
-            function.unwrap_or("-"),
-            row.sqlstate
-        )
-    });
-    told.collect()
 }
 
 #[test]
@@ -50,30 +30,30 @@ fn each_call_has_a_row(stage: &Stage) {
     assert_eq!(error_in(&session.raw.call(LO_CREATE, &[Some("0")])), None);
     session.ok("SELECT setuser('<bob>')");
     assert_eq!(error_in(&session.raw.call(LO_CREATE, &[Some("0")])), None);
-    assert_eq!(trail(&session).join(" "), call);
+    assert_eq!(session.trail().join(" "), call);
     // In a block.
     session.ok("BEGIN");
     for _ in 0..2 {
         assert_eq!(error_in(&session.raw.call(LO_CREATE, &[Some("0")])), None);
     }
     session.ok("COMMIT");
-    assert_eq!(trail(&session)[1..], ["BEGIN|-|00000", &call, &call, "COMMIT|-|00000"]);
+    assert_eq!(session.trail()[1..], ["BEGIN|-|00000", &call, &call, "COMMIT|-|00000"]);
     // Behind a statement that has its row, without a Sync in between.
     session.pipe("SELECT 'before'");
     session.raw.function_call(LO_CREATE, &[Some("0")]);
     assert_eq!(error_in(&session.raw.read_until_ready()), None);
-    assert_eq!(trail(&session)[5..], ["SELECT 'before'|-|00000", &call]);
+    assert_eq!(session.trail()[5..], ["SELECT 'before'|-|00000", &call]);
     // Behind the switch itself.
     session.ok("SELECT setuser()");
     session.pipe("SELECT setuser('<bob>')");
     session.raw.function_call(LO_CREATE, &[Some("0")]);
     assert_eq!(error_in(&session.raw.read_until_ready()), None);
-    assert_eq!(trail(&session)[7..].join(" "), call);
+    assert_eq!(session.trail()[7..].join(" "), call);
     // Undone, and on record.
     session.ok("BEGIN");
     session.raw.call(LO_CREATE, &[Some("0")]);
     session.ok("ROLLBACK");
-    assert_eq!(trail(&session)[8..], ["BEGIN|-|00000", &call, "ROLLBACK|-|00000"]);
+    assert_eq!(session.trail()[8..], ["BEGIN|-|00000", &call, "ROLLBACK|-|00000"]);
 }
 
 #[test]
@@ -98,7 +78,7 @@ fn l3_a_call_that_fails_has_its_sqlstate() {
     let code = |answer: &[Message]| error_in(answer).map(|error| error.code);
     assert_eq!(code(&session.raw.call(fails, &[Some("0")])).as_deref(), Some("22012"));
     assert_eq!(
-        trail(&session)[1..],
+        session.trail()[1..],
         [
             format!("-|{}|00000", name("fails")),
             format!("-|{}|22012", name("fails"))
@@ -107,7 +87,7 @@ fn l3_a_call_that_fails_has_its_sqlstate() {
     // When its transaction is committed.
     assert_eq!(code(&session.raw.call(later, &[])).as_deref(), Some("23505"));
     assert_eq!(
-        trail(&session)[3..],
+        session.trail()[3..],
         [
             format!("-|{}|00000", name("later")),
             format!("-|{}|23505", name("later"))
@@ -119,7 +99,7 @@ fn l3_a_call_that_fails_has_its_sqlstate() {
     session.fails("42601", "SELEKT");
     session.ok("ROLLBACK");
     assert_eq!(
-        trail(&session)[5..],
+        session.trail()[5..],
         [
             "BEGIN|-|00000".to_owned(),
             format!("-|{}|00000", name("fails")),
@@ -129,8 +109,8 @@ fn l3_a_call_that_fails_has_its_sqlstate() {
     );
     // One that bob may not call.
     assert_eq!(code(&session.raw.call(secret, &[])).as_deref(), Some("42501"));
-    assert!(trail(&session)[9..].iter().all(|row| row.ends_with("42501")));
-    assert_eq!(trail(&session).len(), 10);
+    assert!(session.trail()[9..].iter().all(|row| row.ends_with("42501")));
+    assert_eq!(session.trail().len(), 10);
     session.is("bob");
 }
 
@@ -180,7 +160,7 @@ fn l3_functions_of_statements_are_no_calls_by_the_protocol() {
         session.pipe(sql);
         session.sync();
     }
-    let told = trail(&session);
+    let told = session.trail();
     assert_eq!(told.len(), 12, "{told:#?}");
     assert!(told.iter().all(|row| row.contains("|-|00000")), "{told:#?}");
 }
@@ -204,9 +184,9 @@ fn l3_a_switch_is_no_unknown_statement() {
             let mut session = stage.session();
             session.ok("CREATE TEMP TABLE hers (a int)");
             session.ok_by(protocol, begin);
-            assert_eq!(trail(&session), [""; 0], "{begin} {protocol:?}");
+            assert_eq!(session.trail(), [""; 0], "{begin} {protocol:?}");
             session.ok_by(protocol, end);
-            assert_eq!(trail(&session), [""; 0], "{end} {protocol:?}");
+            assert_eq!(session.trail(), [""; 0], "{end} {protocol:?}");
         }
         let mut session = stage.session();
         session.ok("CREATE TEMP TABLE hers (a int)");
@@ -214,7 +194,7 @@ fn l3_a_switch_is_no_unknown_statement() {
         session.raw.parse("", &stage.sql("SELECT <s>.folded()"), &[]);
         session.raw.bind("", "", &[]);
         assert_eq!(error_in(&session.sync()), None);
-        assert_eq!(trail(&session).len(), 1, "{begin}");
+        assert_eq!(session.trail().len(), 1, "{begin}");
     }
     let written = stage.look("SELECT count(*) FROM <s>.kept");
     assert_eq!(written, [[Some("2".to_owned())]]);

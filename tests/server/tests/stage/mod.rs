@@ -306,6 +306,27 @@ impl Session<'_> {
         self.stage
     }
 
+    /// `statement|function|sqlstate` of each STATEMENT row of this session, which has been bob alone.
+    #[track_caller]
+    pub fn trail(&self) -> Vec<String> {
+        let rows = self.stage.audit(self.pid(), &["STATEMENT"]);
+        let told = rows.iter().map(|row| {
+            let detail = row.detail.as_deref().unwrap_or("");
+            let function = detail
+                .split("\"function\": \"")
+                .nth(1)
+                .and_then(|rest| rest.split('"').next());
+            assert_eq!(row.user, self.stage.name("bob"), "{row:?}");
+            format!(
+                "{}|{}|{}",
+                row.statement.as_deref().unwrap_or("-"),
+                function.unwrap_or("-"),
+                row.sqlstate
+            )
+        });
+        told.collect()
+    }
+
     /// Statements by the simple protocol, all of which work. Returns their rows.
     #[track_caller]
     pub fn ok(&mut self, sql: &str) -> Vec<Row> {

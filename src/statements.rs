@@ -112,6 +112,8 @@ thread_local! {
     static EARLY_TOLD: Cell<i64> = const { Cell::new(0) };
     /// This database had no extension when somebody last looked.
     static NO_TABLE: Cell<bool> = const { Cell::new(false) };
+    /// A table of an extension that this transaction hasn't created, so that nobody looks again for each statement.
+    static NOT_MINE: Cell<Oid> = const { Cell::new(Oid::INVALID) };
     /// A statement of this transaction has been told, or is open.
     static TOLD: Cell<bool> = const { Cell::new(false) };
 }
@@ -227,8 +229,13 @@ fn who() -> Option<Who> {
 /// transaction that creates it, before that is over: its COMMIT would wait for itself.
 fn has_no_table(who: &Who) -> bool {
     if matches!(who, Who::Login { .. }) && identity::in_transaction() {
+        let table = rights::extension_table(c"set_user_grant");
         let creates = || effects::has_transaction_id() && audit::extension_is_mine();
-        NO_TABLE.set(!rights::extension_created() || creates());
+        let none = table.is_none_or(|table| table != NOT_MINE.get() && creates());
+        NO_TABLE.set(none);
+        if let (Some(table), false) = (table, none) {
+            NOT_MINE.set(table);
+        }
     }
     had_no_table(who)
 }
